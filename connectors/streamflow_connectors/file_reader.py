@@ -1,0 +1,262 @@
+"""Reading files and pipes.
+
+A file never makes a reader wait, so a worker thread reads until a batch is full. A pipe does:
+the event loop waits until it can be read, and only then a thread reads what is there. So no
+thread ever hangs in a read, and cancelling a wait loses nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import zlib
+from collections.abc import Mapping
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+from anyio import to_thread
+
+from streamflow.codecs import Codec, Format, decode
+from streamflow.errors import ConnectorError
+from streamflow.nodes import Context, Fetch
+from streamflow.records import Batch, Partition
+from streamflow_connectors.file_headers import csv_codec, has_header
+
+MOST_RECORDS: Final = 1000
+"""Of one batch."""
+
+MOST_BYTES: Final = 2**20
+"""Of one batch, unless a single record is longer."""
+
+_CHUNK_BYTES: Final = 2**16
+_COMPRESSED_CHUNK_BYTES: Final = 2**14  # may unfold a thousandfold
+
+
+def find_paths(path: str, context: Context) -> list[str]:
+    """Return the paths that ``path`` stands for, sorted.
+
+    Raises:
+        ConnectorError: There is none, or one of them cannot be read.
+    """
+    if path == "-":
+        return [path]
+    paths = [path]
+    if glob.has_magic(path) and not (context.folder / path).exists():
+        matches = glob.glob(path, root_dir=context.folder, recursive=True)
+        paths = sorted(name for name in matches if not (context.folder / name).is_dir())
+        if not paths:
+            message = f"{context.name}: expected files that match {path}, found none; "
+            message += f"paths start at {context.folder.resolve()}"
+            raise ConnectorError(message)
+    for name in paths:
+        _check_readable(name, context)
+    return paths
+
+
+def _check_readable(path: str, context: Context) -> None:
+    found = None
+    full = context.folder / path
+    if not full.exists():
+        found = f"nothing at {full.resolve()}; check the path"
+    elif full.is_dir():
+        found = "a folder; name its files, as in folder/*.csv"
+    elif not os.access(full, os.R_OK):
+        found = "that its permissions forbid it; change them"
+    if found:
+        message = f"{context.name}: expected to read {path}, found {found}"
+        raise ConnectorError(message)
+
+
+class FileReader:
+    """Reads the files at ``paths`` one after the other."""
+
+    def __init__(self, paths: list[str], declared: Format, context: Context) -> None:
+        self._paths = paths
+        self._format = declared
+        self._context = context
+        self._file: _OpenFile | None = None
+
+    async def receive(self) -> Fetch:
+        """Return the next records of one file.
+
+        Raises:
+            anyio.EndOfStream: All files have been read.
+            ConnectorError: A file cannot be read, or is damaged.
+        """
+        while self._file is not None or self._paths:
+            if self._file is None:
+                self._file = await to_thread.run_sync(
+                    _OpenFile, self._paths[0], self._format, self._context
+                )
+                del self._paths[0]
+            await self._file.wait()
+            fetch = await to_thread.run_sync(self._file.read)
+            if fetch is not None:
+                return fetch
+            if self._file.is_at_end:
+                self.close()
+        await anyio.lowlevel.checkpoint()
+        raise anyio.EndOfStream
+
+    async def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Do nothing: a file has no place to store positions."""
+
+    def behind(self) -> int | None:
+        """Return None: how many records a file has is known when it has been read."""
+        return None
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class _OpenFile:
+    """One file and how far it has been read."""
+
+    def __init__(self, path: str, declared: Format, context: Context) -> None:
+        self._path = path
+        self._format = declared
+        self._context = context
+        self._partition = Partition(context.name, (("path", path),), "line")
+        self._next = 1
+        self._splitter = declared.splitter()
+        self._codec: Codec | None = None
+        if not has_header(declared):
+            self._codec = declared.line_codec()
+        self._gunzip = Gunzip() if path.endswith(".gz") else None
+        self._payloads: list[bytes] = []
+        self._has_all = False
+        self._fault: ConnectorError | None = None
+        self._descriptor = self._open()
+        self._is_pipe = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether there is nothing more to return."""
+        return self._has_all and not self._payloads and self._fault is None
+
+    async def wait(self) -> None:
+        """Wait until reading gives something at once."""
+        if self._is_pipe and self._needs_data():
+            try:
+                await anyio.wait_readable(self._descriptor)
+            except PermissionError:
+                self._is_pipe = False  # a device that never makes a reader wait, as /dev/null
+
+    def read(self) -> Fetch | None:
+        """Return the next records; None if what was read completes none, or at the end.
+
+        Raises:
+            ConnectorError: The file is damaged here; every record before has been returned.
+        """
+        if self._is_pipe:
+            if self._needs_data():
+                self._gather()
+        else:
+            while not self._is_full() and not self._has_all and self._fault is None:
+                self._gather()
+        if not self._payloads and self._fault is not None:
+            raise self._fault
+        return self._fetch(self._take()) if self._payloads else None
+
+    def close(self) -> None:
+        """Close the file; standard input stays open, since it is not ours."""
+        if self._descriptor:
+            os.close(self._descriptor)
+
+    def _open(self) -> int:
+        if self._path == "-":
+            return 0
+        try:
+            # A pipe without a writer would hold up the opening; a file does not care.
+            return os.open(self._context.folder / self._path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from error
+
+    def _gather(self) -> None:
+        """Read once, and keep the payloads that this completes."""
+        size = _CHUNK_BYTES if self._gunzip is None else _COMPRESSED_CHUNK_BYTES
+        try:
+            data = os.read(self._descriptor, size)
+            self._has_all = not data
+            if self._gunzip is not None:
+                data = self._gunzip.feed(data)
+            if data:
+                self._payloads += self._splitter.split(data)
+            if self._has_all:
+                self._payloads += self._splitter.end()
+            if self._codec is None and self._payloads:
+                self._codec = csv_codec(self._format, self._payloads.pop(0))
+        except BlockingIOError:
+            return  # somebody else was quicker to read the pipe
+        except (OSError, ValueError, zlib.error) as error:
+            if self._codec is None:  # rows without a header cannot be read
+                self._payloads.clear()
+            self._fault = self._error(str(error))
+
+    def _needs_data(self) -> bool:
+        return not self._payloads and not self._has_all and self._fault is None
+
+    def _is_full(self) -> bool:
+        return len(self._payloads) >= MOST_RECORDS or sum(map(len, self._payloads)) >= MOST_BYTES
+
+    def _take(self) -> list[bytes]:
+        """Take the payloads of one batch, at least one."""
+        count = size = 0
+        for count, payload in enumerate(self._payloads[:MOST_RECORDS]):
+            size += len(payload)
+            if count and size > MOST_BYTES:
+                break
+        else:
+            count += 1
+        taken, self._payloads = self._payloads[:count], self._payloads[count:]
+        return taken
+
+    def _fetch(self, payloads: list[bytes]) -> Fetch:
+        assert self._codec is not None
+        start, self._next = self._next, self._next + len(payloads)
+        batch = Batch(
+            payloads,
+            [self._partition] * len(payloads),
+            range(start, self._next),
+            originals=payloads,
+            size_bytes=sum(map(len, payloads)),
+        )
+        return decode(self._codec, batch, {self._partition: self._next})
+
+    def _error(self, found: str) -> ConnectorError:
+        num_read = self._next - 1 + len(self._payloads)
+        message = f"{self._context.name}: expected to read {self._path}, found {found} "
+        message += f"after row {num_read}; repair the file or leave it out"
+        return ConnectorError(message)
+
+
+class Gunzip:
+    """Unpacks gzip data as it comes, also of several members."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=31)
+        self._is_within = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what ``data`` unpacks to; no data is the end.
+
+        Raises:
+            ValueError: The end is amid a member.
+            zlib.error: The data is damaged.
+        """
+        if not data and self._is_within:
+            message = "that the gzip data is cut off"
+            raise ValueError(message)
+        parts = []
+        while data := data if self._is_within else data.lstrip(b"\0"):  # padding between members
+            parts.append(self._member.decompress(data))
+            self._is_within = not self._member.eof
+            data = self._member.unused_data
+            if self._member.eof:
+                self._member = zlib.decompressobj(wbits=31)
+        return b"".join(parts)

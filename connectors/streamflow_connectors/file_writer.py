@@ -1,0 +1,179 @@
+"""Writing files and pipes.
+
+A worker thread encodes a batch and, to a file, writes it at once. A pipe may be full: there the
+event loop waits until it takes something, so that the wait can be cancelled and no thread hangs.
+What could not be written then goes out first the next time, so that no record is ever torn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import zlib
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from streamflow.codecs import Codec, Format, encode
+from streamflow.errors import ConnectorError
+from streamflow.nodes import Context
+from streamflow.records import Batch, Rejected
+from streamflow_connectors.file_headers import (
+    codec_of,
+    csv_codec,
+    fields_of,
+    has_header,
+    read_header,
+)
+
+CLOSING_TIME: Final = 5.0
+"""Seconds that a pipe may take to accept the end of packed data."""
+
+_STANDARD_OUTPUT: Final = 1
+
+
+def open_writer(path: str, declared: Format, context: Context, *, is_appended: bool) -> FileWriter:
+    """Return a writer to the file at ``path``, making the folders above it.
+
+    Raises:
+        ConnectorError: It cannot be written.
+    """
+    if path == "-":
+        return FileWriter(_STANDARD_OUTPUT, path, declared, context)
+    full = context.folder / path
+    codec = None
+    try:
+        full.parent.mkdir(parents=True, exist_ok=True)
+        if is_appended and has_header(declared) and (header := read_header(full, declared)):
+            codec = csv_codec(declared, header)
+        # A pipe that nobody reads would hold up the opening; a file does not care.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
+        flags |= os.O_APPEND if is_appended else os.O_TRUNC
+        descriptor = os.open(full, flags, 0o666)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _error(context, path, error) from error
+    return FileWriter(descriptor, path, declared, context, codec)
+
+
+class FileWriter:
+    """Writes one file; what is flushed has been handed to the operating system.
+
+    Args:
+        descriptor: The open file; closed by the writer, standard output excepted.
+        path: As written in the graph.
+        declared: The format.
+        context: Of the node.
+        codec: That of a csv file which is continued.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        path: str,
+        declared: Format,
+        context: Context,
+        codec: Codec | None = None,
+    ) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._format = declared
+        self._context = context
+        self._codec = codec if codec or has_header(declared) else declared.line_codec()
+        self._gzip = zlib.compressobj(wbits=31) if path.endswith(".gz") else None
+        self._rest: bytes | memoryview = b""
+        self._is_pipe = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<FileWriter {self._context.name}: {self._path}, {len(self._rest)} bytes waiting>"
+
+    async def write(self, batch: Batch) -> Rejected | None:
+        """Write values, after the header if these are the first of a csv file.
+
+        Raises:
+            ConnectorError: They cannot be written.
+        """
+        rejected = await to_thread.run_sync(self._take, batch)
+        await self._send()
+        return rejected
+
+    async def flush(self) -> None:
+        """Hand everything to the operating system.
+
+        Raises:
+            ConnectorError: It does not take it.
+        """
+        await to_thread.run_sync(self._pack, zlib.Z_SYNC_FLUSH)
+        await self._send()
+
+    async def aclose(self) -> None:
+        """Close; once more does nothing. What a cancelled write left over is dropped."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._rest = b""
+        try:
+            with anyio.move_on_after(CLOSING_TIME, shield=True):
+                await to_thread.run_sync(self._pack, zlib.Z_FINISH, abandon_on_cancel=True)
+                await self._send()
+        finally:
+            if self._descriptor != _STANDARD_OUTPUT:
+                os.close(self._descriptor)
+
+    async def _send(self) -> None:
+        """Write the rest to a pipe, as it takes it."""
+        while self._rest:
+            try:
+                await anyio.wait_writable(self._descriptor)
+            except PermissionError:  # a device that never makes a writer wait, as /dev/null
+                self._is_pipe = False
+            await to_thread.run_sync(self._write_rest)
+
+    def _take(self, batch: Batch) -> Rejected | None:
+        end = self._format.terminator
+        parts = []
+        if self._codec is None:
+            self._codec = codec = codec_of(self._format, fields_of(batch))
+            parts.append(codec.header() + end)
+        _, payloads, rejected = encode(self._codec, batch)
+        parts += [payload + end for payload in payloads]
+        data = b"".join(parts)
+        self._append(data if self._gzip is None else self._gzip.compress(data))
+        if not self._is_pipe:
+            self._write_rest()
+        return rejected
+
+    def _pack(self, how: int) -> None:
+        """Let the packed form hold everything so far."""
+        if self._gzip is not None:
+            self._append(self._gzip.flush(how))
+        if not self._is_pipe:
+            self._write_rest()
+
+    def _append(self, data: bytes) -> None:
+        self._rest = b"".join([self._rest, data])
+
+    def _write_rest(self) -> None:
+        """Write to a file everything, to a pipe what it takes without waiting."""
+        # A pipe that can be written to takes this much at once.
+        most = select.PIPE_BUF if self._is_pipe else None
+        try:
+            while self._rest:
+                rest = memoryview(self._rest)
+                self._rest = rest[os.write(self._descriptor, rest[:most]) :]
+                if self._is_pipe:
+                    return
+        except BlockingIOError:
+            return  # somebody else was quicker to fill the pipe
+        except OSError as error:
+            raise _error(self._context, self._path, error) from error
+
+
+def _error(context: Context, path: str, error: Exception) -> ConnectorError:
+    found = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.ENXIO:
+        found = "nobody reads it; start its reader first, and keep it running"
+    return ConnectorError(f"{context.name}: expected to write {path}, found {found}")

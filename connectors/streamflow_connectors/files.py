@@ -1,0 +1,107 @@
+"""Files, and standard input and output: csv, json lines, msgpack, plain or gzipped."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from anyio import to_thread
+from pydantic import Field, model_validator
+
+from streamflow.codecs import CsvFormat, FileFormatField, Format, named_format
+from streamflow.errors import ConnectorError
+from streamflow.nodes import Context, Declaration, Reader, Sink, Source, Writer
+from streamflow.plugins import FORMATS, registered
+from streamflow_connectors.file_reader import FileReader, find_paths
+from streamflow_connectors.file_writer import FileWriter, open_writer
+
+
+class FileOptions(Declaration):
+    """Where the records lie, and how they are written."""
+
+    path: str = Field(
+        min_length=1,
+        description="The file, - for standard input or output; .gz is unpacked or packed. A source "
+        "takes a pattern such as logs/*.csv, too, and reads its files in order of name.",
+    )
+    format: FileFormatField | None = Field(
+        None, description="How records are written; by default what the suffix says."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> FileOptions:
+        if self.format is None and _suffix(self.path) not in registered(FORMATS):
+            message = (
+                f"expected a format, found none and a path that does not tell it, {self.path}; "
+                f"set format"
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def resolved_format(self) -> Format:
+        """The format, as declared or as the suffix says."""
+        return self.format or named_format(_suffix(self.path))
+
+
+class FileSource(FileOptions, Source):
+    """Reads records from files; rows are counted from 1, without the header of a csv file."""
+
+    type: Literal["file"] = "file"
+
+    @property
+    def only_scalars(self) -> bool:
+        """Whether no field is an array: cells of csv are single values."""
+        return isinstance(self.resolved_format, CsvFormat)
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncIterator[Reader]:
+        """Find the files; give a reader that opens one after the other.
+
+        Raises:
+            ConnectorError: There is none.
+        """
+        paths = await to_thread.run_sync(find_paths, self.path, context)
+        reader = FileReader(paths, self.resolved_format, context)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+
+class FileSink(FileOptions, Sink):
+    """Writes the values of records to a file; folders above it are made.
+
+    A file that is there is overwritten, unless ``mode`` is ``append``.
+    """
+
+    type: Literal["file"] = "file"
+    mode: Literal["overwrite", "append"] = Field(
+        "overwrite", description="What to do with a file that is there."
+    )
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncIterator[Writer]:
+        """Open the file, and give a writer.
+
+        Raises:
+            ConnectorError: It cannot be written.
+        """
+        writer = await to_thread.run_sync(self._writer, context)
+        try:
+            yield writer
+        except BaseException:
+            with suppress(ConnectorError):  # the first error is the one to tell
+                await writer.aclose()
+            raise
+        await writer.aclose()
+
+    def _writer(self, context: Context) -> FileWriter:
+        is_appended = self.mode == "append"
+        return open_writer(self.path, self.resolved_format, context, is_appended=is_appended)
+
+
+def _suffix(path: str) -> str:
+    return Path(path.removesuffix(".gz")).suffix.removeprefix(".")

@@ -1,0 +1,389 @@
+"""An open Kafka source: records in batches, positions by epoch.
+
+Theory of operation. The driver rebalances in the background, whenever the group changes. Each time
+partitions are taken away a new epoch begins, and from then on
+
+    epoch 1           | revoked | epoch 2
+    receive -> A0 A1  |         | settle: where do my partitions go on?  receive -> B0
+    commit A0's end   |         | commit A1's end: of epoch 1, left out, since B's next owner
+                      |         |                  (who may be this reader) began before it
+
+positions of the epoch before are not committed any more: whoever owns the partition now began at
+what was committed then, and reads on from there by itself. The listener only takes note. It does
+not wait for records in flight, because the driver does not deliver anything meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+from aiokafka import (  # type: ignore[import-untyped]
+    AIOKafkaConsumer,
+    ConsumerRebalanceListener,
+    ConsumerRecord,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+
+from streamflow.codecs import decode
+from streamflow.errors import ConnectorError
+from streamflow.nodes import Context, Fetch
+from streamflow.records import Batch, Partition
+from streamflow_connectors.kafka import KafkaSource
+from streamflow_connectors.kafka_connection import (
+    client_options,
+    close_consumer,
+    connecting,
+    describe,
+    start,
+    unknown_topics,
+)
+
+T = TypeVar("T")
+
+logger = logging.getLogger("streamflow.kafka")
+
+POLL_MS = 100  # how soon records that are left out, such as aborted ones, move the position on
+FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
+FETCH_BYTES = 8 * 2**20
+RETRY = 0.1
+RECORD_BYTES = 200  # what a record takes in memory beside its payload, about
+
+
+@asynccontextmanager
+async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[KafkaReader]:
+    """Connect and find out where to begin; disconnect when the block is left."""
+    options = await client_options(source, context)
+    consumer = AIOKafkaConsumer(
+        **options,
+        group_id=source.group,
+        auto_offset_reset="none",
+        enable_auto_commit=False,
+        isolation_level=source.isolation,
+        session_timeout_ms=round(source.session_timeout * 1000),
+        heartbeat_interval_ms=round(source.session_timeout * 1000 / 3),
+        fetch_max_bytes=FETCH_BYTES,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+    )
+    reader = KafkaReader(consumer, source, context)
+    try:
+        async with connecting(source, context, options):
+            await reader._start()
+        yield reader
+    finally:
+        await close_consumer(consumer)
+
+
+class KafkaReader:
+    """Reads the partitions that are assigned to it; see `streamflow.nodes.Reader`."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, source: KafkaSource, context: Context) -> None:
+        self._consumer = consumer
+        self._source = source
+        self._context = context
+        self._codec = source.format.codec()
+        self._is_manual = source.partitions is not None or source.group is None
+        self._epoch = 0
+        self._assigned: frozenset[TopicPartition] | None = None  # None: between two assignments
+        self._has_assignment = anyio.Event()  # the first
+        self._positions: dict[TopicPartition, int] = {}  # next to receive, once settled
+        self._untold: set[TopicPartition] = set()  # begin at a position that is not committed
+        self._ends: Mapping[TopicPartition, int] | None = None
+        self._partitions: dict[TopicPartition, Partition] = {}  # of this epoch
+
+    def __repr__(self) -> str:
+        count = "no" if self._assigned is None else len(self._assigned)
+        return f"<KafkaReader {self._context.name}: {count} partitions, epoch {self._epoch}>"
+
+    async def receive(self) -> Fetch:
+        """Wait for records, or for positions to move past records that are left out.
+
+        Raises:
+            anyio.EndOfStream: ``stop_at_end``, and all assigned partitions have been read.
+            ConnectorError: A position is lost, or the driver failed.
+        """
+        try:
+            while True:
+                await self._settle()
+                if self._is_at_end():
+                    raise anyio.EndOfStream
+                records = await self._poll()
+                if ends := await self._advance(records):
+                    return self._fetch(records, ends)
+        except KafkaError as error:
+            message = (
+                f"{self._context.name}: expected records, found {describe(error)}; "
+                "check the broker and the permissions"
+            )
+            raise ConnectorError(message) from error
+
+    async def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Commit positions for the group, of partitions still owned in the same epoch.
+
+        Raises:
+            ConnectorError: The broker refused, or did not answer within the connect timeout.
+        """
+        offsets = {
+            topic_partition(partition): OffsetAndMetadata(position, "")
+            for partition, position in positions.items()
+            if partition.epoch == self._epoch
+        }
+        if self._source.group is None or not offsets:
+            return
+        try:
+            with anyio.fail_after(self._source.connect_timeout):
+                await self._consumer.commit(offsets)
+        except (KafkaError, TimeoutError) as error:
+            if isinstance(error, CommitFailedError | IllegalStateError) and not self._is_manual:
+                logger.info("%s: lost its partitions before a commit", self._context.name)
+                return
+            message = (
+                f"{self._context.name}: expected the group {self._source.group} to take positions, "
+                f"found {describe(error)}; check the broker, the permissions "
+                "and that no other reader of this group has the same partitions"
+            )
+            raise ConnectorError(message) from error
+
+    def behind(self) -> int | None:
+        """Return how many positions lie beyond the next, as of the last answer of the broker."""
+        if self._assigned is None:
+            return None
+        behind = 0
+        for part, position in self._positions.items():
+            newest: int | None = self._consumer.highwater(part)
+            if newest is None:
+                return None
+            behind += max(0, newest - position)
+        return behind
+
+    async def _start(self) -> None:
+        """Connect and settle, so that what is written from now on is read.
+
+        Raises:
+            ConnectorError: A topic or a partition does not exist.
+        """
+        partitions = await self._find_partitions()
+        if self._is_manual:
+            self._consumer.assign(partitions)
+            self._assign(partitions)
+        else:
+            self._consumer.subscribe(list(self._source.topics), listener=_Listener(self))
+        await start(self._consumer.start())
+        if self._source.stop_at_end:
+            self._ends = await self._consumer.end_offsets(partitions)
+        await self._has_assignment.wait()  # the driver tells the listener a moment later
+        await self._settle()
+
+    async def _find_partitions(self) -> list[TopicPartition]:
+        """Return what there is to read, without making the broker create a missing topic."""
+        client, topics = self._consumer._client, self._source.topics
+        await start(client.bootstrap())
+        while True:
+            cluster = await client.fetch_all_metadata()
+            found = {topic: cluster.partitions_for_topic(topic) for topic in topics}
+            missing = [topic for topic in topics if not found[topic]]
+            if not missing:
+                break
+            if anyio.current_effective_deadline() < anyio.current_time() + 2 * RETRY:
+                raise unknown_topics(self._context, missing)
+            await anyio.sleep(RETRY)
+        return [
+            TopicPartition(topic, number)
+            for topic in topics
+            for number in sorted(self._chosen(topic, found[topic]))
+        ]
+
+    def _chosen(self, topic: str, found: set[int]) -> Iterable[int]:
+        """Return the partitions of a topic that were asked for."""
+        if self._source.partitions is None:
+            return found
+        if missing := set(self._source.partitions) - found:
+            message = (
+                f"{self._context.name}: expected partition {min(missing)} of the topic {topic}, "
+                f"found {len(found)} partitions; they count from 0"
+            )
+            raise ConnectorError(message)
+        return set(self._source.partitions)
+
+    async def _settle(self) -> None:
+        """Find out where newly assigned partitions begin, and go there."""
+        new = (self._assigned or frozenset()) - self._positions.keys()
+        if not new:
+            return
+        epoch = self._epoch
+        starts: dict[TopicPartition, int] = {}
+        if self._source.group is not None:
+            committed = {part: await self._consumer.committed(part) for part in new}
+            starts = {part: found for part, found in committed.items() if found is not None}
+        unset = list(new - starts.keys())
+        starts.update(await self._edges(unset, self._source.start))
+        if epoch != self._epoch:
+            return
+        for part, position in starts.items():
+            self._consumer.seek(part, position)
+            self._positions[part] = position
+        if self._source.group is not None and self._source.start == "latest":
+            # Committed even if nothing comes, for the next owner would begin at a later end.
+            self._untold.update(unset)
+
+    async def _edges(self, parts: list[TopicPartition], edge: str) -> Mapping[TopicPartition, int]:
+        """Return the first position of partitions (``earliest``), or that after the last."""
+        if edge == "earliest":
+            return await self._consumer.beginning_offsets(parts)  # type: ignore[no-any-return]
+        return await self._consumer.end_offsets(parts)  # type: ignore[no-any-return]
+
+    async def _poll(self) -> Mapping[TopicPartition, list[ConsumerRecord]]:
+        """Return the records at hand, none if none came for a moment."""
+        try:
+            return await self._consumer.getmany(  # type: ignore[no-any-return]
+                timeout_ms=POLL_MS, max_records=self._source.max_poll_records
+            )
+        except NoOffsetForPartitionError:
+            return {}  # of a partition just assigned, which is settled next
+        except OffsetOutOfRangeError as error:
+            for part, position in error.args[0].items():
+                await self._go_on_elsewhere(part, position)
+            return {}
+
+    async def _go_on_elsewhere(self, part: TopicPartition, position: int) -> None:
+        """Do what ``if_lost`` says about a position that the topic does not hold.
+
+        Raises:
+            ConnectorError: It says nothing, or ``error``.
+        """
+        epoch = self._epoch
+        first = (await self._edges([part], "earliest"))[part]
+        end = (await self._edges([part], "latest"))[part]
+        if epoch != self._epoch:
+            return
+        found = (
+            f"{self._context.name}: expected position {position} in topic {part.topic} "
+            f"partition {part.partition}, found positions {first} to {end}"
+        )
+        if self._source.if_lost == "error":
+            message = f"{found}; set if_lost to earliest or latest to go on there"
+            raise ConnectorError(message)
+        logger.warning("%s; going on at the %s", found, self._source.if_lost)
+        self._positions[part] = position
+        self._consumer.seek(part, first if self._source.if_lost == "earliest" else end)
+
+    async def _advance(
+        self, records: Mapping[TopicPartition, list[ConsumerRecord]]
+    ) -> dict[Partition, int]:
+        """Return the partitions whose position has moved, be it past what is left out."""
+        ends = {}
+        for part in self._positions.keys() | records.keys():
+            position = await self._consumer.position(part)  # it is known: this does not wait
+            if position != self._positions.get(part) or part in self._untold:
+                ends[self._partition(part)] = self._positions[part] = position
+        self._untold.clear()
+        return ends
+
+    def _is_at_end(self) -> bool:
+        if self._ends is None or self._assigned is None:
+            return False
+        return all(self._is_read(part, self._ends.get(part, 0)) for part in self._assigned)
+
+    def _is_read(self, part: TopicPartition, end: int) -> bool:
+        """Whether all up to ``end`` has been read; a position beyond only counts if it exists."""
+        position = self._positions.get(part, -1)
+        return position == end or end < position <= (self._consumer.highwater(part) or -1)
+
+    def _fetch(
+        self, data: Mapping[TopicPartition, list[ConsumerRecord]], ends: Mapping[Partition, int]
+    ) -> Fetch:
+        """Return records in columns, without tombstones."""
+        records: list[ConsumerRecord] = []
+        partitions: list[Partition] = []
+        for part, received in data.items():
+            kept = [record for record in received if record.value is not None]
+            records += kept
+            partitions += [self._partition(part)] * len(kept)
+        payloads = [record.value for record in records]
+        batch = Batch(
+            values=payloads,
+            partitions=partitions,
+            offsets=[record.offset for record in records],
+            keys=_if_any([decode_key(record.key) for record in records]),
+            timestamps_ms=_if_any([_timestamp_ms(record.timestamp) for record in records]),
+            headers=_if_any([_headers(record.headers) for record in records]),
+            originals=payloads,
+            size_bytes=2 * sum(map(len, payloads)) + RECORD_BYTES * len(records),
+        )
+        skipped = sum(map(len, data.values())) - len(records)
+        return decode(self._codec, batch, ends, skipped=skipped)
+
+    def _partition(self, part: TopicPartition) -> Partition:
+        partition = self._partitions.get(part)
+        if partition is None:
+            place = (("topic", part.topic), ("partition", part.partition))
+            partition = Partition(self._context.name, place, "offset", self._epoch)
+            self._partitions[part] = partition
+        return partition
+
+    def _assign(self, assigned: Iterable[TopicPartition]) -> None:
+        self._assigned = frozenset(assigned)
+        self._has_assignment.set()
+
+    def _revoke(self) -> None:
+        self._epoch += 1
+        self._assigned = None
+        self._positions.clear()
+        self._untold.clear()
+        self._partitions.clear()
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is not typed
+    """Takes note of rebalances; never waits, since the driver waits for it."""
+
+    def __init__(self, reader: KafkaReader) -> None:
+        self._reader = reader
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Begin a new epoch."""
+        self._reader._revoke()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Have the partitions settled by the next `KafkaReader.receive`."""
+        self._reader._assign(assigned)
+
+
+def topic_partition(partition: Partition) -> TopicPartition:
+    """Return the driver's name of a partition."""
+    (_, topic), (_, number) = partition.place
+    return TopicPartition(topic, number)
+
+
+def decode_key(key: bytes | None) -> str | bytes | None:
+    """Return a key as text if it is UTF-8; encoding that again gives the same bytes."""
+    if key is None:
+        return None
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
+
+
+def _headers(headers: tuple[tuple[str, bytes | None], ...]) -> tuple[tuple[str, bytes], ...]:
+    """Return headers with empty values for missing ones."""
+    return tuple((name, value or b"") for name, value in headers) if headers else ()
+
+
+def _timestamp_ms(timestamp: int) -> int | None:
+    return timestamp if timestamp >= 0 else None
+
+
+def _if_any(column: list[T]) -> list[T] | None:
+    """Return a column, or ``None`` if no record has an entry in it."""
+    return column if any(entry is not None and entry != () for entry in column) else None

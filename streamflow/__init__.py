@@ -1,0 +1,36 @@
+"""Learn from live streams: an asyncio dataflow framework around a pipelined PyTorch network."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamflow.errors import GraphError, Problem, StreamflowError
+    from streamflow.graph import Graph
+    from streamflow.models.declaration import Model
+    from streamflow.records import Batch, Record
+
+__all__ = ["Batch", "Graph", "GraphError", "Model", "Problem", "Record", "StreamflowError"]
+
+_MODULES = {
+    "Batch": "streamflow.records",
+    "Graph": "streamflow.graph",
+    "GraphError": "streamflow.errors",
+    "Model": "streamflow.models.declaration",
+    "Problem": "streamflow.errors",
+    "Record": "streamflow.records",
+    "StreamflowError": "streamflow.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that each wing can be used alone."""
+    if name not in _MODULES:
+        message = f"module 'streamflow' has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,3 @@
+"""The command line."""
+
+from streamflow.cli.app import main as main

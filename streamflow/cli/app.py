@@ -1,0 +1,84 @@
+"""The commands of ``streamflow``; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from streamflow.cli import exit_codes
+from streamflow.plugins import COMMANDS, registered
+
+GraphFile = Annotated[Path, Parameter(help="The graph, a YAML file.")]
+Overrides = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        negative=(),
+        help="Replace a value: models.m.optimizer.SGD.lr=0.1. May be given several times.",
+    ),
+]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON on stdout.")]
+
+app = App(
+    name="streamflow",
+    help="Learn from live streams.",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+
+
+@app.command
+def run(file: GraphFile, *, overrides: Overrides = (), as_json: Json = False) -> int:
+    """Run a graph until its streams end, or a signal drains it; a second signal aborts.
+
+    Shows one live line, or logs one every 10 s where there is no terminal, and a report at the end.
+
+    Example: streamflow run graph.yaml --set models.direction.stages=2
+    """
+    from streamflow.cli.checking import read_or_explain
+    from streamflow.cli.running import run_graph
+
+    graph = read_or_explain(file, overrides, deep=True, as_json=as_json)
+    return exit_codes.BAD_CONFIGURATION if graph is None else run_graph(graph, as_json=as_json)[0]
+
+
+@app.command
+def validate(
+    file: GraphFile,
+    *,
+    deep: Annotated[
+        bool, Parameter(negative=(), help="Also import callables and build the networks.")
+    ] = False,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> int:
+    """Check a graph and print everything that is wrong with it, opening nothing.
+
+    Example: streamflow validate graph.yaml --deep
+    """
+    from streamflow.cli.checking import read_or_explain
+
+    graph = read_or_explain(file, overrides, deep=deep, as_json=as_json)
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
+    if as_json:
+        sys.stdout.write('{"valid": true, "problems": []}\n')
+    else:
+        nodes = sum(1 for _ in graph.nodes())
+        sys.stdout.write(f"{file}: valid, {nodes} nodes\n")
+    return 0
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    for name, command in registered(COMMANDS).items():
+        if sys.argv[1:2] not in (["run"], ["validate"]):  # do not pay for what is not called
+            app.command(command.load(), name=name)
+    try:
+        code = app(exit_on_error=False, print_error=True)
+    except CycloptsError:
+        code = exit_codes.USAGE
+    sys.exit(code)

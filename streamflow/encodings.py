@@ -1,0 +1,111 @@
+"""Single values as JSON and as msgpack, arrays included."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+import orjson
+
+TENSOR_EXTENSION: Final = 1
+"""The msgpack extension type of arrays."""
+
+_TENSOR_DTYPES: Final = frozenset(
+    {"|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8"}
+    | {"<f2", "<f4", "<f8", "<c8", "<c16"}
+)
+
+
+def dump_json(value: Any) -> bytes:
+    """Return ``value`` as JSON; arrays become lists, bytes base64.
+
+    Raises:
+        ValueError: It holds a number that is not finite.
+        TypeError: It holds something else that JSON has no notation for.
+    """
+    payload = orjson.dumps(
+        value,
+        default=_json_equivalent,
+        option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS,
+    )
+    if b"null" in payload and _has_non_finite(value):
+        message = "a number that is not finite"
+        raise ValueError(message)
+    return payload
+
+
+def _json_equivalent(value: Any) -> Any:
+    """Return what stands in JSON for a value that orjson does not know."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return b64encode(value).decode()
+    if hasattr(value, "__array__"):
+        return _as_array(value).tolist()
+    message = f"no JSON for {type(value).__name__}"
+    raise TypeError(message)
+
+
+def _has_non_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return value - value != 0  # true of infinities and of NaN
+    if isinstance(value, Mapping):
+        return any(map(_has_non_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_non_finite, value))
+    return hasattr(value, "__array__") and _has_non_finite(_as_array(value).tolist())
+
+
+def load_msgpack(payload: bytes) -> Any:
+    """Return the one value that ``payload`` holds; may raise any exception if it does not.
+
+    Raises:
+        ValueError: It is cut off, damaged, or followed by more.
+    """
+    # Lengths are bounded by the payload's and map keys are text, so hostile input stays harmless.
+    try:
+        return msgpack.unpackb(payload, timestamp=3, ext_hook=_load_extension)
+    except msgpack.ExtraData as error:
+        message = f"{len(error.extra)} bytes after the value"
+        raise ValueError(message) from error
+    except msgpack.UnpackException as error:
+        message = f"{str(error) or type(error).__name__}"
+        raise ValueError(message) from error
+
+
+def dump_msgpack(value: Any) -> bytes:
+    """Return ``value`` as msgpack; may raise any exception if it holds what msgpack does not."""
+    return msgpack.packb(value, datetime=True, default=_msgpack_equivalent)  # type: ignore[no-any-return]
+
+
+def _load_extension(code: int, data: bytes) -> Any:
+    if code != TENSOR_EXTENSION:
+        return msgpack.ExtType(code, data)
+    import numpy as np  # only streams that carry arrays need it
+
+    dtype, shape, elements = msgpack.unpackb(data)
+    if dtype not in _TENSOR_DTYPES:
+        message = f"an array of the unknown dtype {dtype!r}"
+        raise ValueError(message)
+    return np.frombuffer(elements, dtype).reshape(shape).copy()
+
+
+def _msgpack_equivalent(value: Any) -> Any:
+    """Return what stands in msgpack for a value that it does not know."""
+    if not hasattr(value, "__array__"):
+        message = f"no msgpack for {type(value).__name__}"
+        raise TypeError(message)
+    array = _as_array(value)
+    if array.ndim == 0:
+        return array.item()
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if array.dtype.str not in _TENSOR_DTYPES:
+        return array.tolist()
+    data = msgpack.packb((array.dtype.str, array.shape, array.tobytes()))
+    return msgpack.ExtType(TENSOR_EXTENSION, data)
+
+
+def _as_array(value: Any) -> Any:
+    import numpy as np  # the value is an array, or makes one of itself
+
+    return np.asarray(value)

@@ -1,0 +1,210 @@
+"""The model node as it stands in a graph: data only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import Field, field_validator, model_validator
+
+from streamflow.callables import Named
+from streamflow.errors import Problem
+from streamflow.nodes import Context, Operator, Processor
+
+Arguments: TypeAlias = dict[str, Any] | list[Any] | str | float | bool | None
+"""Arguments of a layer: by name, by place, or a single one."""
+
+Layer: TypeAlias = str | dict[str, Arguments]
+"""A layer: its name in ``torch.nn``, alone or with its arguments; ``Linear: [5, 64]``."""
+
+Task: TypeAlias = Literal["regression", "binary", "classification"]
+
+OUTPUT_FIELDS = ("prediction", "scores", "target", "step", "source")
+"""Fields of a model's output records, beside those that `Model.carry` names."""
+
+LOSS_TASKS: dict[str, Task] = {
+    "binary_cross_entropy": "binary",
+    "binary_cross_entropy_with_logits": "binary",
+    "cross_entropy": "classification",
+    "huber_loss": "regression",
+    "l1_loss": "regression",
+    "mse_loss": "regression",
+    "multi_margin_loss": "classification",
+    "nll_loss": "classification",
+    "poisson_nll_loss": "regression",
+    "smooth_l1_loss": "regression",
+}
+"""The task that a loss of ``torch.nn.functional`` is for."""
+
+DEFAULT_LOSSES: dict[Task, str] = {
+    "regression": "mse_loss",
+    "binary": "binary_cross_entropy_with_logits",
+    "classification": "cross_entropy",
+}
+
+
+class Model(Operator):
+    """Predicts every record the moment it arrives, then learns from it, and passes on predictions.
+
+    An output record holds ``prediction`` (a number, a list of numbers, or a class label),
+    ``scores`` of classifiers (probabilities in class order), ``target`` where it was known,
+    ``step`` (updates the first stage had made before), ``source`` (position of the input
+    record) and the fields named by ``carry``.
+    """
+
+    blocking: ClassVar[bool] = True
+
+    type: Literal["model"] = "model"
+    network: Annotated[tuple[Layer, ...], Field(min_length=1)] | Named = Field(
+        description="Layers of torch.nn in order, or package.module:callable that returns a module."
+    )
+    features: tuple[str, ...] | str = Field(
+        min_length=1,
+        description="Fields that make up the network's input, arrays with all their elements; or "
+        "the name of one array field, whose shape is kept.",
+    )
+    target: str | None = Field(
+        None, description="Field to predict; a record without it is predicted and not learned."
+    )
+    horizon: int | None = Field(
+        None, ge=1, description="Forecast the target of the record this many later of the same key."
+    )
+    task: Task | None = Field(
+        None, description="What is predicted; found from the loss where it can be."
+    )
+    classes: tuple[str | int, ...] | None = Field(
+        None, min_length=2, description="Class labels, in the order of the network's outputs."
+    )
+    loss: str | dict[str, dict[str, Any]] | Named | None = Field(
+        None,
+        description="Loss of torch.nn.functional, alone or with its options, or "
+        "package.module:callable of (output, target); by default the usual one for the task.",
+    )
+    optimizer: str | dict[str, dict[str, Any]] | Named = Field(
+        {"SGD": {"lr": 0.01}},
+        description="Optimizer of torch.optim, alone or with its options, or "
+        "package.module:callable of the parameters.",
+    )
+    stages: Annotated[int, Field(ge=1)] | tuple[str, ...] = Field(
+        1, description="Number of pipeline stages, or names of the modules to cut before."
+    )
+    schedule: Literal["sequential", "1f1b", "greedy", "lockstep"] = Field(
+        "1f1b", description="In which order a stage performs its actions."
+    )
+    backward: Literal["own", "stashed", "newest"] = Field(
+        "own", description="At which input and weights gradients are taken."
+    )
+    executor: Literal["auto", "inline", "threads"] = Field(
+        "auto", description="What runs the stages."
+    )
+    compile: Literal["auto", False] = Field(
+        "auto", description="Whether stages are compiled: as the version allows, or never."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Norm to which each stage's gradient is clipped."
+    )
+    allow_nonfinite: bool = Field(
+        False, description="Apply gradients that are not finite instead of skipping them."
+    )
+    seed: int = Field(0, description="Seed of the initial weights and of random operations.")
+    standardize_target: bool = Field(
+        False, description="Learn the target less its running mean, over its standard deviation."
+    )
+    weights: str | None = Field(None, description="File in safetensors to start from.")
+    learn: bool = Field(True, description="Whether to learn, or only predict and score.")
+    carry: tuple[str, ...] = Field((), description="Fields to copy into the output records.")
+    window: int = Field(
+        1000, ge=1, description="Number of records of the windowed score in reports."
+    )
+
+    @field_validator("network", "loss", "optimizer")
+    @classmethod
+    def _check_single(cls, declared: Any) -> Any:
+        for named in declared if isinstance(declared, tuple) else (declared,):
+            if isinstance(named, dict) and len(named) != 1:
+                message = (
+                    f"expected one name with its options, found {', '.join(named) or 'none'}; "
+                    f"indent options below their name, and begin each layer with a dash"
+                )
+                raise ValueError(message)
+        return declared
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        for message in self._contradictions():
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Model:
+        if (self.schedule == "lockstep") != (self.backward == "newest"):
+            message = (
+                "expected backward: newest with schedule: lockstep and only there, "
+                f"found {self.backward} with {self.schedule}; change one of them"
+            )
+            raise ValueError(message)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield what does not go together, as text for the user."""
+        if clash := sorted(set(self.carry) & set(OUTPUT_FIELDS)):
+            yield (
+                f"expected carry to name other fields than the output's own, found {clash[0]}; "
+                f"rename the field with a map operator before the model"
+            )
+        if self.target is None and self.learn and (self.loss is None or self.loss_name):
+            yield (
+                "expected a target to learn, found none; "
+                "name its field, give a loss of the output alone, or set learn: false"
+            )
+        if self.horizon and not self.target:
+            yield "expected a target to forecast, found none; name its field"
+        if self.target and not self.resolved_task:
+            yield (
+                "expected a task, found a loss that does not tell it; "
+                "set task to regression, binary or classification"
+            )
+        if self.resolved_task == "regression":
+            if self.classes:
+                yield "expected no classes for regression, found some; set task: classification"
+        elif self.standardize_target:
+            yield "expected standardize_target with regression only, found another task; remove it"
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            yield "expected each class once, found one twice; remove it"
+        if self.resolved_task == "binary" and self.classes and len(self.classes) != 2:
+            yield f"expected two classes for a binary task, found {len(self.classes)}"
+
+    @property
+    def loss_name(self) -> str | None:
+        """Name of the loss in ``torch.nn.functional``; ``None`` for the user's own, or none."""
+        loss = self.loss
+        if loss is None and self.task:
+            return DEFAULT_LOSSES[self.task]
+        if loss is None and (self.target or self.classes):
+            return DEFAULT_LOSSES["classification" if self.classes else "regression"]
+        name = next(iter(loss)) if isinstance(loss, dict) else loss
+        if not isinstance(name, str) or ":" in name:
+            return None
+        return f"{name}_loss" if f"{name}_loss" in LOSS_TASKS else name
+
+    @property
+    def resolved_task(self) -> Task | None:
+        """The task, as declared or as the loss tells it."""
+        if self.task:
+            return self.task
+        name = self.loss_name
+        return LOSS_TASKS.get(name) if name else None
+
+    def deep_problems(self, folder: Path, *, only_scalars: bool = False) -> Iterator[Problem]:
+        """Yield what is only found by building the network, on the meta device."""
+        from streamflow.models.deep import model_problems  # imports torch
+
+        return model_problems(self, folder, only_scalars=only_scalars)
+
+    def open(self, context: Context) -> AbstractContextManager[Processor]:
+        """Build the network and its pipeline, until the context is left."""
+        from streamflow.models.opening import open_model  # imports torch
+
+        return open_model(self, context)

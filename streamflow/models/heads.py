@@ -1,0 +1,218 @@
+"""What a network's outputs and a record's target mean, for each task.
+
+Shapes: N records, C classes or outputs.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamflow.errors import StreamflowError
+from streamflow.models.declaration import Model, Task
+from streamflow.models.features import numbers
+from streamflow.records import MISSING
+
+Predicted: TypeAlias = dict[str, list[Any]]
+"""One column for each field of a prediction."""
+
+
+class OutputError(StreamflowError, ValueError):
+    """A network whose outputs do not fit the task."""
+
+
+class Head(ABC):
+    """Turns targets into tensors, and outputs into predictions."""
+
+    def __init__(self) -> None:
+        self.output_shape: tuple[int, ...] = ()
+
+    def fit(self, output: Tensor) -> None:
+        """Take note of the shape of the network's outputs, from the output (1, ...) of one record.
+
+        Raises:
+            OutputError: The task cannot have such outputs.
+        """
+        self.output_shape = tuple(output.shape[1:])
+
+    def encode(self, values: Sequence[Any]) -> tuple[list[Any], Mapping[int, str]]:
+        """Return each target as the loss wants it, ``None`` where it is not known, and causes."""
+        encoded: list[Any] = []
+        causes: dict[int, str] = {}
+        for index, value in enumerate(values):
+            if value is None or value is MISSING:
+                encoded.append(None)
+                continue
+            try:
+                encoded.append(self._encode(value))
+            except (TypeError, ValueError, OverflowError) as error:
+                encoded.append(None)
+                causes[index] = str(error)
+        return encoded, causes
+
+    @abstractmethod
+    def _encode(self, value: Any) -> Any:
+        """Return one target, or raise ValueError with the cause."""
+
+    @abstractmethod
+    def stack(self, encoded: Sequence[Any]) -> Tensor:
+        """Return encoded targets as the loss takes them, zero where one is ``None``."""
+
+    @abstractmethod
+    def decode(self, outputs: Tensor) -> Predicted:
+        """Return ``prediction`` and, for classifiers, ``scores`` of outputs (N, ...)."""
+
+
+class RegressionHead(Head):
+    """Numbers: one, or a list where the network has several outputs."""
+
+    def __init__(self, target: str | None) -> None:
+        super().__init__()
+        self._target = target or "target"
+
+    def _encode(self, value: Any) -> Any:
+        array = numbers(value, self._target)
+        if array.size != int(np.prod(self.output_shape)):
+            message = (
+                f"expected {int(np.prod(self.output_shape))} numbers for {self._target}, "
+                f"as many as the network's outputs, found {array.size}"
+            )
+            raise ValueError(message)
+        return array.reshape(self.output_shape)
+
+    def stack(self, encoded: Sequence[Any]) -> Tensor:
+        """Return targets of the outputs' shape, float32."""
+        targets = np.zeros((len(encoded), *self.output_shape), dtype=np.float32)
+        for index, value in enumerate(encoded):
+            if value is not None:
+                targets[index] = value
+        return torch.from_numpy(targets)
+
+    def decode(self, outputs: Tensor) -> Predicted:
+        """Return numbers, or lists of them."""
+        flat_NC = outputs.reshape(len(outputs), -1)
+        return {"prediction": (flat_NC[:, 0] if flat_NC.shape[1] == 1 else flat_NC).tolist()}
+
+
+class ClassHead(Head):
+    """Class labels, and a probability for each class."""
+
+    def __init__(self, classes: Sequence[str | int] | None) -> None:
+        super().__init__()
+        self.classes = classes
+        self._indices = {label: index for index, label in enumerate(classes or ())}
+
+    def _encode(self, value: Any) -> int:
+        try:
+            return self._indices[value]
+        except (KeyError, TypeError):
+            expected = reprlib.repr(list(self.classes or ()))
+            message = f"expected a class of {expected}, found {reprlib.repr(value)}"
+            raise ValueError(message) from None
+
+    def _set_classes(self, count: int) -> None:
+        """Number the classes if they have no labels."""
+        if self.classes is None:
+            self.classes = range(count)
+            self._indices = {index: index for index in range(count)}
+        elif len(self.classes) != count:
+            message = (
+                f"expected as many outputs as classes, {len(self.classes)}, got {count}; "
+                f"change the last layer or the classes"
+            )
+            raise OutputError(message)
+
+    def _columns(self, scores_NC: Tensor) -> Predicted:
+        assert self.classes is not None
+        labels = list(self.classes)
+        winners = [labels[index] for index in scores_NC.argmax(dim=1).tolist()]
+        return {"prediction": winners, "scores": scores_NC.tolist()}
+
+
+class BinaryHead(ClassHead):
+    """Two classes from one output: a logit, or a probability of the second class."""
+
+    def __init__(self, classes: Sequence[str | int] | None, *, is_logit: bool) -> None:
+        super().__init__(classes)
+        self._is_logit = is_logit
+
+    def fit(self, output: Tensor) -> None:
+        """Check that there is one output."""
+        super().fit(output)
+        if output[0].numel() != 1:
+            message = (
+                f"expected one output for a binary task, got {output[0].numel()}; end the "
+                f"network with one output, or use cross_entropy with one output for each class"
+            )
+            raise OutputError(message)
+        self._set_classes(2)
+
+    def stack(self, encoded: Sequence[Any]) -> Tensor:
+        """Return 0 or 1 in the outputs' shape, float32."""
+        targets = torch.tensor([float(index or 0) for index in encoded])
+        return targets.reshape(len(encoded), *self.output_shape)
+
+    def decode(self, outputs: Tensor) -> Predicted:
+        """Return the likelier label and both probabilities."""
+        second_N1 = outputs.reshape(len(outputs), 1)
+        if self._is_logit:
+            second_N1 = torch.sigmoid(second_N1)
+        return self._columns(torch.cat([1 - second_N1, second_N1], dim=1))
+
+
+class ClassificationHead(ClassHead):
+    """One output for each class: logits, or logarithms of probabilities."""
+
+    def __init__(self, classes: Sequence[str | int] | None, *, is_logarithm: bool) -> None:
+        super().__init__(classes)
+        self._is_logarithm = is_logarithm
+
+    def fit(self, output: Tensor) -> None:
+        """Check that there is one output for each class."""
+        super().fit(output)
+        if output.dim() != 2 or output.shape[1] < 2:
+            message = (
+                f"expected one output for each of at least two classes, got the shape "
+                f"{list(output.shape[1:])}; end the network with a Linear layer of that width"
+            )
+            raise OutputError(message)
+        self._set_classes(output.shape[1])
+
+    def stack(self, encoded: Sequence[Any]) -> Tensor:
+        """Return class indices (N,)."""
+        return torch.tensor([index or 0 for index in encoded], dtype=torch.int64)
+
+    def decode(self, outputs: Tensor) -> Predicted:
+        """Return the likeliest label and all probabilities."""
+        return self._columns(outputs.exp() if self._is_logarithm else outputs.softmax(dim=1))
+
+
+def make_head(model: Model) -> Head:
+    """Return the head for a model's task."""
+    task: Task | None = model.resolved_task
+    if task == "classification":
+        return ClassificationHead(model.classes, is_logarithm=model.loss_name == "nll_loss")
+    if task == "binary":
+        return BinaryHead(model.classes, is_logit=model.loss_name != "binary_cross_entropy")
+    return RegressionHead(model.target)
+
+
+def one_tensor(outputs: Any) -> Tensor:
+    """Return what a network returned, if that is one tensor.
+
+    Raises:
+        OutputError: It is something else.
+    """
+    if not isinstance(outputs, Tensor):
+        message = (
+            f"expected a network that returns one tensor, got {type(outputs).__name__}; "
+            f"return the tensor that is the prediction"
+        )
+        raise OutputError(message)
+    return outputs

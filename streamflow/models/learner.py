@@ -1,0 +1,62 @@
+"""Learning at once: a record brings its own target.
+
+records -> SampleReader -> Pipeline.process -> Head.decode -> Scorer, output records
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamflow.errors import SampleError
+from streamflow.models.declaration import Model
+from streamflow.models.heads import Predicted, one_tensor
+from streamflow.models.node import ModelNode
+from streamflow.models.samples import Samples
+from streamflow.models.scaling import Scaled, TargetScale
+from streamflow.pipeline import Pipeline
+from streamflow.records import Values
+
+
+class Learner(ModelNode):
+    """Predicts each record and then learns its target, if it has one."""
+
+    def __init__(self, model: Model, pipeline: Pipeline) -> None:
+        super().__init__(model, pipeline)
+        self._scale: TargetScale | None = None
+
+    def _learn(self, samples: Samples) -> tuple[Samples, Values, dict[int, str]]:
+        refused: dict[int, str] = {}
+        while samples:
+            scale, scaled = self._scaled(samples)
+            try:
+                outputs = self._process(samples, scaled)
+            except SampleError as error:  # nothing has entered: go on without that sample
+                refused[samples.indices[error.index]] = str(error)
+                samples = samples.without(error.index)
+                continue
+            self._scale = scale
+            predicted = self._decoded(outputs, scaled)
+            self._score(predicted, samples.targets, keys=samples.batch.keys)
+            values = self._values(samples, predicted, samples.targets, self._pipeline.steps)
+            return samples, values, refused
+        return samples, {}, refused
+
+    def _process(self, samples: Samples, scaled: Scaled | None) -> Tensor:
+        if not self._model.learn or not self._model.target:
+            return one_tensor(self._pipeline.process(samples.inputs))
+        encoded = scaled.targets if scaled else samples.encoded
+        is_known = torch.tensor([value is not None for value in encoded])
+        targets = self._head.stack(encoded)
+        return one_tensor(self._pipeline.process(samples.inputs, targets, learn=is_known))
+
+    def _scaled(self, samples: Samples) -> tuple[TargetScale | None, Scaled | None]:
+        """Return the targets in their own scale, and the scale after them."""
+        if not self._model.standardize_target:
+            return None, None
+        scale = self._scale or TargetScale(int(np.prod(self._head.output_shape)))
+        return scale.absorb(samples.encoded)
+
+    def _decoded(self, outputs: Tensor, scaled: Scaled | None) -> Predicted:
+        return self._head.decode(scaled.restore(outputs) if scaled else outputs)

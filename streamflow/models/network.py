@@ -1,0 +1,178 @@
+"""From a model's declaration to torch: its network, loss and optimizer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from streamflow.callables import resolve
+from streamflow.errors import ConnectorError, GraphError, Problem, suggestion
+from streamflow.models.declaration import Arguments, Layer, Model
+
+Loss = Callable[..., Tensor]
+OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
+
+# The global random generator is one for all threads, and models open at the same time.
+_SEEDING = threading.Lock()
+
+
+def build_network(model: Model, folder: Path) -> nn.Module:
+    """Build the network as a plain script would right after ``torch.manual_seed(seed)``.
+
+    The global random generator is left as it was.
+
+    Raises:
+        GraphError: A layer that torch does not have, or arguments that it does not take.
+        CallableError: The callable does not import.
+    """
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.seed)
+        return _build(model, folder)
+
+
+def _build(model: Model, folder: Path) -> nn.Module:
+    if isinstance(model.network, tuple):
+        layers = [
+            _build_layer(layer, ("network", index), folder)
+            for index, layer in enumerate(model.network)
+        ]
+        return nn.Sequential(*layers)
+    network = resolve(model.network, folder)()
+    if not isinstance(network, nn.Module):
+        message = f"expected a callable that returns a torch.nn.Module, found {network!r}"
+        raise GraphError([Problem(("network",), message)])
+    return network
+
+
+def _build_layer(layer: Layer, location: tuple[str | int, ...], folder: Path) -> nn.Module:
+    name, arguments = (layer, None) if isinstance(layer, str) else next(iter(layer.items()))
+    factory = _layer_factory(name, location, folder)
+    try:
+        built = _call(factory, arguments)
+    except Exception as error:  # a layer may refuse its arguments in any way
+        message = (
+            f"expected arguments that {name} takes, found {arguments!r}: {error}; see its docs"
+        )
+        raise GraphError([Problem((*location, name), message)]) from error
+    if not isinstance(built, nn.Module):
+        message = f"expected {name} to make a torch.nn.Module, found {type(built).__name__}"
+        raise GraphError([Problem((*location, name), message)])
+    return built
+
+
+def _layer_factory(
+    name: str, location: tuple[str | int, ...], folder: Path
+) -> Callable[..., object]:
+    if ":" in name:
+        return resolve(name, folder)
+    factory = getattr(nn, name, None)
+    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+        layers = [other for other in dir(nn) if _is_class(nn, other, nn.Module)]
+        message = f"expected a layer of torch.nn, found {name}; {suggestion(name, layers)}"
+        raise GraphError([Problem(location, message)])
+    return factory
+
+
+def _call(factory: Callable[..., object], arguments: Arguments) -> object:
+    if arguments is None:
+        return factory()
+    if isinstance(arguments, dict):
+        return factory(**arguments)
+    return factory(*(arguments if isinstance(arguments, list) else [arguments]))
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a ``state_dict`` in safetensors into the network.
+
+    Raises:
+        ConnectorError: The file cannot be read.
+        GraphError: It is of another network.
+    """
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        message = f"weights: expected a readable safetensors file at {path}, found: {error}"
+        raise ConnectorError(message) from error
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        message = f"expected the weights of this network in {path}, found: {error}"
+        raise GraphError([Problem(("weights",), message)]) from error
+
+
+def build_loss(model: Model, folder: Path) -> Loss | None:
+    """Return the loss; ``None`` if the model does not learn.
+
+    Raises:
+        GraphError: There is no such loss, or it does not take these options.
+        CallableError: The callable does not import.
+    """
+    if not model.learn:
+        return None
+    name = model.loss_name
+    if name is None:
+        assert model.loss is not None
+        assert not isinstance(model.loss, dict)
+        return resolve(model.loss, folder)
+    if not callable(getattr(nn.functional, name, None)):
+        losses = [other for other in dir(nn.functional) if other.endswith(("_loss", "entropy"))]
+        message = (
+            f"expected a loss of torch.nn.functional, found {name}; {suggestion(name, losses)}"
+        )
+        raise GraphError([Problem(("loss",), message)])
+    options = next(iter(model.loss.values())) if isinstance(model.loss, dict) else {}
+    loss = getattr(nn.functional, name)
+    try:
+        signature(loss).bind(None, None, **options)
+    except TypeError as error:
+        message = f"expected options with which {name} takes output and target, found {options}: "
+        raise GraphError([Problem(("loss",), f"{message}{error}")]) from error
+    return partial(loss, **options)
+
+
+def build_optimizer(model: Model, folder: Path) -> OptimizerFactory:
+    """Return what makes an optimizer of parameters.
+
+    Raises:
+        GraphError: There is no such optimizer, or it does not take these options.
+        CallableError: The callable does not import.
+    """
+    declared = model.optimizer
+    if callable(declared):
+        return declared
+    name, options = (declared, {}) if isinstance(declared, str) else next(iter(declared.items()))
+    if ":" in name:
+        return partial(resolve(name, folder), **options)
+    if not _is_class(torch.optim, name, torch.optim.Optimizer):
+        known = [
+            other
+            for other in dir(torch.optim)
+            if _is_class(torch.optim, other, torch.optim.Optimizer) and other != "Optimizer"
+        ]
+        message = f"expected an optimizer of torch.optim, found {name}; {suggestion(name, known)}"
+        raise GraphError([Problem(("optimizer",), message)])
+    factory = partial(getattr(torch.optim, name), **options)
+    _try_optimizer(factory, name, options)
+    return factory
+
+
+def _try_optimizer(factory: OptimizerFactory, name: str, options: Mapping[str, Any]) -> None:
+    try:
+        factory([nn.Parameter(torch.zeros(1))])
+    except Exception as error:  # an optimizer may refuse its options in any way
+        message = f"expected options that {name} takes, found {dict(options)}: {error}"
+        raise GraphError([Problem(("optimizer", name), message)]) from error
+
+
+def _is_class(module: object, name: str, base: type) -> bool:
+    found = getattr(module, name, None)
+    return isinstance(found, type) and issubclass(found, base)

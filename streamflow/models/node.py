@@ -1,0 +1,97 @@
+"""The open model node, as far as learning at once and forecasting have it in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamflow.evaluation import Scorer, make_scorer
+from streamflow.models.declaration import Model
+from streamflow.models.heads import ClassHead, Predicted, make_head
+from streamflow.models.samples import SampleReader, Samples
+from streamflow.nodes import Processed
+from streamflow.pipeline import Pipeline
+from streamflow.records import MISSING, Batch, Values, split_rejected, without_missing
+
+
+class ModelNode(ABC):
+    """Predicts, scores, learns; called from one worker thread at a time."""
+
+    def __init__(self, model: Model, pipeline: Pipeline) -> None:
+        self._model = model
+        self._pipeline = pipeline
+        self._head = make_head(model)
+        self._reader = SampleReader(pipeline, model.features, model.target, self._head)
+        self._scorer: Scorer | None = None
+
+    def process(self, batch: Batch) -> Processed:
+        """Predict every record, and learn what there is to learn."""
+        samples, causes = self._reader.read(batch)
+        values: Values = {}
+        if samples:
+            self._scorer = self._scorer or self._make_scorer()
+            samples, values, refused = self._learn(samples)
+            causes |= refused
+        _, rejected = split_rejected(batch, causes)
+        return Processed(samples.batch.with_values(values) if samples else None, rejected)
+
+    def end(self) -> Processed:
+        """Apply the gradients in flight."""
+        self._pipeline.drain()
+        return Processed()
+
+    def report(self) -> Mapping[str, Any]:
+        """Return what the model has learned and how well it predicts."""
+        report: dict[str, Any] = dict(self._pipeline.counters)
+        if self._scorer:
+            report |= {"score": self._scorer.report(), "history": self._scorer.history()}
+        return report
+
+    @abstractmethod
+    def _learn(self, samples: Samples) -> tuple[Samples, Values, dict[int, str]]:
+        """Predict and learn samples.
+
+        Returns:
+            The samples that were predicted, the values of their output records, and why the others
+            were refused, by the place in their batch.
+        """
+
+    def _make_scorer(self) -> Scorer | None:
+        task = self._model.resolved_task
+        if self._model.target is None or task is None:
+            return None
+        classes = list(self._head.classes or ()) if isinstance(self._head, ClassHead) else None
+        return make_scorer(task, classes=classes, window=self._model.window)
+
+    def _score(
+        self,
+        predicted: Predicted,
+        targets: Sequence[Any],
+        *,
+        keys: Sequence[Any] | None = None,
+        previous: Sequence[Any] | None = None,
+    ) -> None:
+        if self._scorer:
+            self._scorer.update(
+                predicted["prediction"],
+                targets,
+                scores=predicted.get("scores"),
+                keys=keys,
+                previous=previous,
+            )
+
+    def _values(
+        self, samples: Samples, predicted: Predicted, targets: Sequence[Any], steps: Sequence[int]
+    ) -> Values:
+        """Return the values of the output records; ``target`` only where there is one."""
+        return without_missing(
+            {
+                **predicted,
+                "target": [MISSING if target is None else target for target in targets],
+                "step": list(steps),
+                "source": samples.batch.positions(),
+                **{field: samples.batch.column(field) for field in self._model.carry},
+            },
+            len(samples),
+        )

@@ -1,0 +1,85 @@
+"""Targets in units of their own running mean and standard deviation.
+
+Shapes: N records, K of them with a target, C outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamflow.moments import Floats, Moments
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Targets in the scale's units, and what scales outputs back.
+
+    Attributes:
+        targets: Each target with the statistics that include it; ``None`` where there is none.
+        means_NC: Mean before each record's target.
+        deviations_NC: Standard deviation before each record's target.
+    """
+
+    targets: list[Any]
+    means_NC: Floats
+    deviations_NC: Floats
+
+    def restore(self, outputs: Tensor) -> Tensor:
+        """Return outputs (N, ...) in the target's own unit."""
+        shape = outputs.shape
+        deviations = torch.from_numpy(self.deviations_NC).reshape(shape)
+        return outputs.double() * deviations + torch.from_numpy(self.means_NC).reshape(shape)
+
+
+class TargetScale:
+    """Running mean and standard deviation of the targets known so far; a value, never changed.
+
+    A prediction is scaled back with the statistics from before its record's target; the target is
+    learned with those that include it, so that the very first ones are of moderate size too. A
+    target that has not varied yet has a standard deviation of one.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._moments = Moments(width)
+
+    def absorb(self, encoded: Sequence[Any]) -> tuple[TargetScale, Scaled]:
+        """Return the scale after some targets, given in order, and what they are in its units."""
+        after = copy.copy(self)
+        after._moments = copy.copy(self._moments)
+        is_known_N = np.array([value is not None for value in encoded], dtype=np.intp)
+        known = [value.ravel() for value in encoded if value is not None]
+        means, deviations = self._mean_C()[None], self._deviation_C()[None]
+        if known:
+            means_KC, variances_KC = after._moments.absorb(np.array(known, dtype=np.float64))
+            # row k: the statistics after k of the known targets
+            means = np.concatenate([means, means_KC[1:], after._mean_C()[None]])
+            deviations = np.concatenate(
+                [deviations, _deviation(variances_KC[1:]), after._deviation_C()[None]]
+            )
+        seen_N = np.cumsum(is_known_N)
+        targets = [
+            None
+            if value is None
+            else (value - means[seen].reshape(value.shape)) / deviations[seen].reshape(value.shape)
+            for value, seen in zip(encoded, seen_N.tolist(), strict=True)
+        ]
+        before_N = seen_N - is_known_N
+        return after, Scaled(targets, means[before_N], deviations[before_N])
+
+    def _mean_C(self) -> Floats:
+        return self._moments.mean_F
+
+    def _deviation_C(self) -> Floats:
+        return _deviation(self._moments.variance_F)
+
+
+def _deviation(variance: Floats) -> Floats:
+    deviation = np.sqrt(variance)
+    return np.where(deviation > 0, deviation, 1.0)

@@ -1,0 +1,233 @@
+"""What a node is: its declaration, which is data, and the contract of the thing it opens.
+
+A declaration (`Source`, `Operator`, `Sink`) is what stands in the YAML: a frozen pydantic model
+that validates its options and does nothing else. Opening it gives a `Reader`, a `Processor` or a
+`Writer`, which the runtime drives:
+
+    Reader.receive -> Processor.process -> ... -> Writer.write, Writer.flush
+          ^                                                |
+          +------------- Reader.commit <---- ack ----------+
+
+Nobody but the runtime handles acks: a record is finished when the runtime has seen it written and
+flushed, rejected to the dead letters, or left out by an operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from streamflow.errors import GraphError, Problem
+from streamflow.records import Batch, Partition, Rejected
+from streamflow.validation import problems_of
+
+
+class Declaration(BaseModel):
+    """A frozen, typed piece of a graph; unknown options are errors."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_default=True,
+        ser_json_inf_nan="constants",
+    )
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            problems = problems_of(error, type(self), options)
+        else:
+            return
+        # Raised out here, since pydantic's error shows every value, secrets too.
+        raise GraphError(problems, subject=self._title())
+
+    @classmethod
+    def _title(cls) -> str:
+        """Return what begins the messages about a declaration that stands alone."""
+        return cls.__name__
+
+
+class Node(Declaration):
+    """What all kinds of node share.
+
+    A concrete node declares ``type: Literal["name"] = "name"`` with the name of its entry point.
+
+    Attributes:
+        requires: What to install, by the module that shows whether it is there.
+    """
+
+    requires: ClassVar[dict[str, str]] = {}
+
+    def deep_problems(self, folder: Path) -> Iterator[Problem]:
+        """Yield what is only found by importing or building things, located within the node.
+
+        Args:
+            folder: Where relative paths start, as in `Context`.
+        """
+        yield from ()
+
+
+class Source(Node):
+    """Declares where records come from."""
+
+    @property
+    def only_scalars(self) -> bool:
+        """Whether no field of its records can be an array, as in csv."""
+        return False
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether a later run goes on where this one has finished, as in a consumer group."""
+        return False
+
+    def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
+        """Connect, and give a reader until the context is left."""
+        raise NotImplementedError
+
+
+class Receiver(Node):
+    """Declares a node that other nodes send to."""
+
+    inputs: tuple[str, ...] = Field(
+        min_length=1, description="Names of the nodes that this one receives from."
+    )
+    merge: Literal["arrival", "round_robin"] = Field(
+        "arrival",
+        description="Order of several inputs: as they arrive, or one record of each in turn, "
+        "waiting for every input, which is the same in every run.",
+    )
+
+
+class Operator(Receiver):
+    """Declares a step between sources and sinks.
+
+    Attributes:
+        blocking: Whether the processor computes for long or does I/O, so that the runtime calls it
+            in a worker thread and not on the event loop.
+        keeps_scalars: Whether no field it gives is an array if none it is given is one.
+    """
+
+    blocking: ClassVar[bool] = False
+    keeps_scalars: ClassVar[bool] = False
+
+    def open(self, context: Context) -> AbstractContextManager[Processor]:
+        """Give a processor until the context is left; in a worker thread if blocking."""
+        raise NotImplementedError
+
+
+class Sink(Receiver):
+    """Declares where records go.
+
+    As the graph's dead-letter sink it stands without ``inputs``.
+    """
+
+    inputs: tuple[str, ...] = Field(
+        (), description="Names of the nodes that this one receives from."
+    )
+
+    def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
+        """Connect, and give a writer until the context is left."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a node is told when it is opened.
+
+    Attributes:
+        name: The node's name in the graph.
+        folder: Where relative paths start: the folder of the YAML file, else the current one.
+    """
+
+    name: str
+    folder: Path = field(default_factory=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """What one `Reader.receive` brought.
+
+    Attributes:
+        batch: The records, decoded; may be empty.
+        ends: For each partition that was read, the position at which reading goes on: what will be
+            committed when all these records are finished.
+        rejected: The records that could not be decoded.
+        skipped: How many records were left out on purpose (tombstones).
+    """
+
+    batch: Batch
+    ends: Mapping[Partition, int]
+    rejected: Rejected | None = None
+    skipped: int = 0
+
+
+class Reader(Protocol):
+    """An open source. Only one task calls it at a time, except for `commit` and `behind`."""
+
+    async def receive(self) -> Fetch:
+        """Wait for records and return all that are at hand, in order within each partition.
+
+        Cancelling it loses nothing that a later run would not read again.
+
+        Raises:
+            anyio.EndOfStream: There will be no more.
+        """
+        ...
+
+    async def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Store positions up to which everything is finished; those not owned any more are skipped.
+
+        Called while `receive` waits. Sources without a place to store them do nothing.
+        """
+        ...
+
+    def behind(self) -> int | None:
+        """Return how many records wait beyond the last one received; ``None`` if unknown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """What a processor made of a batch: output records, and those it could not use."""
+
+    batch: Batch | None = None
+    rejected: Rejected | None = None
+
+
+class Processor(Protocol):
+    """An open operator or model. Calls come one at a time, in the order of the stream."""
+
+    def process(self, batch: Batch) -> Processed:
+        """Return what becomes of ``batch``, which is never empty; a record may be left out."""
+        ...
+
+    def end(self) -> Processed:
+        """Return what is still to come once the inputs have ended; called once."""
+        ...
+
+    def report(self) -> Mapping[str, Any]:
+        """Return figures worth showing, as plain data; may be called from another thread."""
+        ...
+
+
+class Writer(Protocol):
+    """An open sink."""
+
+    async def write(self, batch: Batch) -> Rejected | None:
+        """Take a batch, waiting while there is no room; return records that cannot be encoded."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until everything written so far is delivered, as safely as the system promises.
+
+        Raises:
+            ConnectorError: Something was not delivered.
+        """
+        ...

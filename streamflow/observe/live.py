@@ -1,0 +1,42 @@
+"""One line about a run at this moment: rate, how far behind, score."""
+
+from __future__ import annotations
+
+from streamflow.runtime.stats import NodeStats, Stats
+
+
+class LiveLine:
+    """Makes the line; remembers the last one to tell the rate since then."""
+
+    def __init__(self) -> None:
+        self._elapsed = 0.0
+        self._processed = 0
+
+    def next(self, stats: Stats) -> str:
+        """Return the line for ``stats``."""
+        seconds = stats.elapsed - self._elapsed
+        rate = (stats.processed - self._processed) / seconds if seconds > 0 else 0.0
+        self._elapsed, self._processed = stats.elapsed, stats.processed
+        parts = [f"{stats.processed:,} records", f"{rate:,.0f}/s"]
+        if stats.behind is not None:
+            parts.append(f"{stats.behind:,} behind")
+        if stats.rejected:
+            parts.append(f"{stats.rejected:,} rejected")
+        parts += [score for name, node in stats.nodes.items() if (score := headline(name, node))]
+        return " · ".join(parts) + (" · stopping" if stats.state == "stopping" else "")
+
+
+def headline(name: str, node: NodeStats) -> str | None:
+    """Return a model's first metric over its window, beside the no-change baseline's."""
+    score = node.report.get("score")
+    if not score or not score["scored"]:
+        return None
+    windowed = score["windowed"]
+    metric = next(iter(windowed["model"]))
+    model, baseline = windowed["model"][metric], windowed["no_change"][metric]
+    return f"{name} {metric} {number(model)} (no change {number(baseline)})"
+
+
+def number(value: float | None) -> str:
+    """Return a metric for reading."""
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,79 @@
+"""The report at the end of a run: as plain data, and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from streamflow.observe.live import number
+from streamflow.runtime.stats import Stats
+
+
+def report_data(graph: str, stats: Stats | None, failure: str | None = None) -> dict[str, Any]:
+    """Return all that is known about a run, ready for JSON.
+
+    Args:
+        graph: Name of the graph.
+        stats: The run at its end; ``None`` if it did not open.
+        failure: Why it failed, if it did.
+    """
+    data: dict[str, Any] = {"graph": graph, "failure": failure}
+    if stats is None:
+        return data | {"state": "failed"}
+    nodes = {name: asdict(node) for name, node in stats.nodes.items()}
+    for node in nodes.values():
+        node["report"] = {key: item for key, item in node["report"].items() if key != "history"}
+    return data | {
+        "state": stats.state,
+        "elapsed": stats.elapsed,
+        "records_per_second": stats.received / stats.elapsed if stats.elapsed else 0.0,
+        "received": stats.received,
+        "delivered": stats.delivered,
+        "rejected": stats.rejected,
+        "nodes": nodes,
+    }
+
+
+def report_tables(graph: str, stats: Stats) -> RenderableType:
+    """Return the report for a terminal: the nodes, and each model's score beside the baselines."""
+    rate = stats.received / stats.elapsed if stats.elapsed else 0.0
+    heading = f"{graph}: {stats.received:,} records in {stats.elapsed:.1f} s, {rate:,.0f}/s"
+    parts: list[RenderableType] = [Text(heading), _nodes_table(stats)]
+    for name, node in stats.nodes.items():
+        if score := node.report.get("score"):
+            parts.append(_score_table(name, score))
+    return Group(*parts)
+
+
+def _nodes_table(stats: Stats) -> Table:
+    table = Table("node", "kind")
+    for column in ("received", "sent", "rejected", "skipped"):
+        table.add_column(column, justify="right")
+    for name, node in stats.nodes.items():
+        counts = (node.received, node.sent, node.rejected, node.skipped)
+        table.add_row(name, node.kind, *(f"{count:,}" for count in counts))
+    return table
+
+
+def _score_table(name: str, score: Mapping[str, Any]) -> Table:
+    """Return one row for the model and each baseline, over all samples and over the window."""
+    window = min(score["window"], score["scored"])
+    table = Table(title=f"{name}: {score['scored']:,} scored", title_justify="left")
+    table.add_column("")
+    metrics = list(score["cumulative"]["model"])
+    for scope in ("all", f"last {window:,}"):
+        for metric in metrics:
+            table.add_column(f"{metric}\n{scope}", justify="right")
+    for row in score["cumulative"]:
+        numbers = [
+            number(score[scope][row][metric])
+            for scope in ("cumulative", "windowed")
+            for metric in metrics
+        ]
+        table.add_row(row.replace("_", " "), *numbers)
+    return table

@@ -1,0 +1,86 @@
+"""Operators on the fields of records, whole columns at a time."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+from streamflow.nodes import Context, Operator, Processed
+from streamflow.operators.step import Step, absent
+from streamflow.records import MISSING, Batch, split_rejected
+
+if TYPE_CHECKING:
+    from streamflow.operators.standardization import StandardizeStep
+
+
+def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        message = "expected each field once"
+        raise ValueError(message)
+    return names
+
+
+FieldNames: TypeAlias = Annotated[
+    tuple[str, ...], Field(min_length=1), AfterValidator(_check_distinct)
+]
+
+
+class Select(Operator):
+    """Keeps only some fields, in the order given; a record that lacks one is rejected."""
+
+    keeps_scalars: ClassVar[bool] = True
+
+    type: Literal["select"] = "select"
+    fields: FieldNames = Field(description="Names of the fields to keep.")
+
+    def open(self, context: Context) -> AbstractContextManager[SelectStep]:
+        """Give the processor."""
+        return nullcontext(SelectStep(self.fields))
+
+
+class Standardize(Operator):
+    """Replaces numbers by their distance from the running mean in running standard deviations.
+
+    A value is scored with mean and standard deviation (population) of the values before it, then
+    absorbed. It becomes 0.0 while these are all equal, so the first one always does. In a field of
+    arrays each element has statistics of its own; the first array sets the shape. A record is
+    rejected, and none of its values absorbed, if a field is missing, is no number (or array of
+    numbers) of the same shape, or holds a value that is not finite or is larger than 1e150.
+    Booleans are no numbers.
+    """
+
+    blocking: ClassVar[bool] = True  # arrays may be large
+    keeps_scalars: ClassVar[bool] = True
+
+    type: Literal["standardize"] = "standardize"
+    fields: FieldNames = Field(description="Names of the fields to standardize in place.")
+
+    def open(self, context: Context) -> AbstractContextManager[StandardizeStep]:
+        """Give a processor that has seen nothing yet."""
+        from streamflow.operators.standardization import StandardizeStep  # imports numpy
+
+        return nullcontext(StandardizeStep(self.fields))
+
+
+class SelectStep(Step):
+    """An open `Select`."""
+
+    def __init__(self, fields: tuple[str, ...]) -> None:
+        self._fields = fields
+
+    def process(self, batch: Batch) -> Processed:
+        """Return the records, in columns, with only the fields to keep."""
+        causes: dict[int, str] = {}
+        for name in self._fields:
+            column = batch.column(name)
+            if isinstance(column, list):
+                for index, value in enumerate(column):
+                    if value is MISSING:
+                        causes.setdefault(index, absent(batch, index, name))
+        good, rejected = split_rejected(batch, causes)
+        if not len(good):
+            return Processed(rejected=rejected)
+        values = {name: good.column(name) for name in self._fields}
+        return Processed(good.with_values(values), rejected)

@@ -1,0 +1,128 @@
+"""Operators that call a function of the user's for each record.
+
+The function gets the record's value and nothing else. A mapping is handed over as a dictionary of
+the call's own, so a function may change it; what is nested in it may be shared with other nodes
+and must be left as it is. Functions run in a worker thread, in the order of the stream: one that
+is slow holds up its own branch of the graph and never the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from streamflow.callables import CallableError, Named, resolve
+from streamflow.errors import Problem
+from streamflow.nodes import Context, Operator, Processed
+from streamflow.operators.step import Step
+from streamflow.records import Batch, estimate_bytes, split_rejected, to_columns
+
+SIZED_VALUES = 16
+"""How many values of a batch are looked at to estimate its size."""
+
+
+class FunctionOperator(Operator):
+    """Declares an operator whose ``function`` is called with each record's value."""
+
+    blocking: ClassVar[bool] = True
+
+    function: Named = Field(
+        description="A function of a record's value, as package.module:callable."
+    )
+
+    def deep_problems(self, folder: Path) -> Iterator[Problem]:
+        """Yield that the function does not import."""
+        try:
+            resolve(self.function, folder)
+        except CallableError as error:
+            yield Problem(("function",), str(error))
+
+
+class Map(FunctionOperator):
+    """Replaces each record's value by what ``function`` returns for it.
+
+    A record for which it raises is rejected; key, timestamp, headers and position stay.
+    """
+
+    type: Literal["map"] = "map"
+
+    def open(self, context: Context) -> AbstractContextManager[MapStep]:
+        """Import the function."""
+        return nullcontext(MapStep(resolve(self.function, context.folder)))
+
+
+class Filter(FunctionOperator):
+    """Keeps the records for whose value ``function`` returns something true.
+
+    A record for which it raises is rejected.
+    """
+
+    keeps_scalars: ClassVar[bool] = True
+
+    type: Literal["filter"] = "filter"
+
+    def open(self, context: Context) -> AbstractContextManager[FilterStep]:
+        """Import the function."""
+        return nullcontext(FilterStep(resolve(self.function, context.folder)))
+
+
+class MapStep(Step):
+    """An open `Map`."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def process(self, batch: Batch) -> Processed:
+        """Return the records with their new values."""
+        results, causes = _call_each(self._function, batch)
+        good, rejected = split_rejected(batch, causes)
+        if not results:
+            return Processed(rejected=rejected)
+        return Processed(_with_new_values(good, list(results.values())), rejected)
+
+
+class FilterStep(Step):
+    """An open `Filter`."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def process(self, batch: Batch) -> Processed:
+        """Return the records that pass."""
+        results, causes = _call_each(lambda value: bool(self._function(value)), batch)
+        kept = [index for index, passes in results.items() if passes]
+        _, rejected = split_rejected(batch, causes)
+        return Processed(batch.select(kept) if kept else None, rejected)
+
+
+def _call_each(
+    function: Callable[[Any], Any], batch: Batch
+) -> tuple[dict[int, Any], dict[int, str]]:
+    """Return the function's results, or else why it raised, by the record's index."""
+    results: dict[int, Any] = {}
+    causes: dict[int, str] = {}
+    for index, value in enumerate(_own_values(batch)):
+        try:
+            results[index] = function(value)
+        except Exception as error:  # whatever the user's function raises concerns one record
+            causes[index] = f"{type(error).__name__}: {error}"
+    return results, causes
+
+
+def _own_values(batch: Batch) -> list[Any]:
+    """Return the values, so that changing a dictionary changes no other node's."""
+    if isinstance(batch.values, dict):
+        return batch.rows()  # these are new
+    return [dict(value) if type(value) is dict else value for value in batch.values]
+
+
+def _with_new_values(batch: Batch, values: list[Any]) -> Batch:
+    """Return the batch with other values and its size estimated anew, from a few of them."""
+    sample = values[:: -(-len(values) // SIZED_VALUES)]
+    size_bytes = sum(map(estimate_bytes, sample)) * len(values) // len(sample)
+    return replace(batch, values=to_columns(values), size_bytes=size_bytes)

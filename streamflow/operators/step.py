@@ -1,0 +1,32 @@
+"""What the processors here share: they are done with a batch when `process` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from streamflow.nodes import Processed
+from streamflow.records import Batch
+
+
+class Step:
+    """A processor that keeps no records back and has no figures to show."""
+
+    def process(self, batch: Batch) -> Processed:
+        """Return what becomes of ``batch``."""
+        raise NotImplementedError
+
+    def end(self) -> Processed:
+        """Return nothing: nothing is kept back."""
+        return Processed()
+
+    def report(self) -> Mapping[str, Any]:
+        """Return no figures."""
+        return {}
+
+
+def absent(batch: Batch, index: int, name: str) -> str:
+    """Return why a record is rejected that lacks the field ``name``."""
+    if isinstance(batch.values, dict) or isinstance(value := batch.values[index], Mapping):
+        return f"expected the field {name}, found none"
+    return f"expected the field {name}, found a {type(value).__name__} without fields"

@@ -1,0 +1,143 @@
+"""What happens to samples before they enter: checked, copied and cut into single ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamflow.errors import OptionError, SampleError
+from streamflow.pipeline import checks, trees
+from streamflow.pipeline.messages import Sample
+
+Predict = Callable[[Any], Any]
+Loss = Callable[[Sample, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples that may enter, one entry per sample in each list."""
+
+    inputs: list[Any]
+    targets: list[Any]
+    weights: Sequence[Tensor | None]
+    is_learned: list[bool]
+
+
+class Admission:
+    """Lets in what network and loss take; shows them one sample of each new kind first.
+
+    Args:
+        loss: The loss as the caller gave it.
+        device: Where the first stage runs.
+        predict: Predicts one sample without a trace.
+    """
+
+    def __init__(
+        self, loss: Callable[..., Tensor] | None, device: torch.device, predict: Predict
+    ) -> None:
+        self.has_target = loss is not None and checks.takes_target(loss)
+        self._loss = loss
+        self._ignored_class = checks.classification(loss)
+        self._device = device
+        self._predict = predict
+        self._outputs: dict[Any, Any] = {}
+        self._fitting: set[Any] = set()
+
+    def admit(self, inputs: Any, targets: Any, learn: Any, weights: Any) -> Batch:
+        """Check all samples of a call.
+
+        Raises:
+            SampleError: A sample cannot enter; its index is that of the first one.
+        """
+        count = checks.count(inputs, "inputs")
+        mask = self._mask(targets, learn, count)
+        checks.raise_first(
+            checks.find_not_finite(inputs, "inputs"),
+            checks.find_not_finite(targets, "targets", mask),
+            checks.find_not_finite(weights, "weights", mask),
+        )
+        factors = self._factors(weights, count)
+        if count:
+            self._check_fit(inputs, targets, mask)
+        labels = trees.split_samples(self.own(targets), count) if targets is not None else []
+        return Batch(
+            trees.split_samples(self.own(inputs), count),
+            labels or [None] * count,
+            factors,
+            mask.tolist(),
+        )
+
+    def own(self, tree: Any) -> Any:
+        """Copy what the caller may change while gradients are in flight."""
+        return trees.map_tensors(lambda t: t.detach().to(self._device, copy=True), tree)
+
+    def output_of(self, inputs: Any) -> Any:
+        """Return one output of the kind that such inputs give; its values mean nothing."""
+        one = trees.map_tensors(lambda t: t[:1] if len(t) else t.new_zeros(1, *t.shape[1:]), inputs)
+        kind = trees.shapes(one)
+        if kind not in self._outputs:
+            self._outputs[kind] = self._predict(self.own(one))
+        return self._outputs[kind]
+
+    def _mask(self, targets: Any, learn: Any, count: int) -> Tensor:
+        if targets is not None and not self.has_target:
+            got = "is None" if self._loss is None else "takes the output alone"
+            msg = f"targets: expected none, as the loss {got}, got some; leave them out"
+            raise OptionError(msg)
+        can_learn = self._loss is not None and (targets is not None or not self.has_target)
+        mask = checks.learn_mask(learn, count, can_learn)
+        if not can_learn and bool(mask.any()):
+            msg = "learn: expected targets for samples to learn from, got none; pass targets"
+            raise SampleError(msg, index=int(mask.nonzero()[0, 0]))
+        if targets is not None:
+            checks.check_count(checks.count(targets, "targets"), count, "targets")
+        return mask
+
+    def _factors(self, weights: Any, count: int) -> Sequence[Tensor | None]:
+        if weights is None:
+            return [None] * count
+        factors = torch.as_tensor(weights, device=self._device)
+        checks.check_count(checks.count(factors, "weights"), count, "weights")
+        return factors.detach().clone().unbind()
+
+    def _check_fit(self, inputs: Any, targets: Any, mask: Tensor) -> None:
+        output = self.output_of(inputs)
+        if self._ignored_class is not None and isinstance(targets, Tensor):
+            num_classes = trees.tensors(output)[0].shape[1]
+            checks.raise_first(
+                checks.find_bad_class(targets, mask, num_classes, self._ignored_class)
+            )
+        kind = (trees.shapes(_first(inputs)), trees.shapes(_first(targets)))
+        if self._loss is None or kind in self._fitting or not mask.any():
+            return
+        index = int(mask.nonzero()[0, 0])
+        target = trees.map_tensors(lambda t: t[index : index + 1], targets)
+        self._check_loss(output, self.own(target), index)
+        self._fitting.add(kind)
+
+    def _check_loss(self, output: Any, target: Any, index: int) -> None:
+        assert self._loss is not None
+        leaves = trees.as_leaves(output)
+        try:
+            with torch.enable_grad():
+                loss = self._loss(leaves, target) if self.has_target else self._loss(leaves)
+        except Exception as error:
+            msg = (
+                f"targets: expected what the loss takes, got outputs of {_sizes(output)} and "
+                f"targets of {_sizes(target)} in sample {index}: {error}; reshape or convert them"
+            )
+            raise SampleError(msg, index=index) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            msg = f"loss: expected a scalar, got {got}; reduce it, for example with mean()"
+            raise OptionError(msg)
+
+
+def _first(tree: Any) -> Any:
+    return trees.map_tensors(lambda t: t[:1], tree)
+
+
+def _sizes(tree: Any) -> str:
+    return ", ".join(f"{list(t.shape)} {t.dtype}" for t in trees.tensors(tree)) or "none"

@@ -1,0 +1,52 @@
+"""The buffers of a stage as a forward saw them, copied only when they changed."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    source: Tensor
+    version: int
+    copy: Tensor
+
+
+class Buffers:
+    """The buffers of a module, under the module's own names.
+
+    A snapshot shares its tensors with earlier snapshots of the same content. Whoever runs the
+    module on a snapshot may write into it as long as snapshots are used in the order they were
+    taken.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._places = [
+            (owner, key, f"{path}.{key}" if path else key)
+            for path, owner in module.named_modules()
+            for key in owner._buffers
+        ]
+        self._copies: dict[str, _Copy] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def current(self) -> dict[str, Tensor]:
+        """Return the buffers themselves."""
+        tensors = ((name, owner._buffers[key]) for owner, key, name in self._places)
+        return {name: tensor for name, tensor in tensors if tensor is not None}
+
+    def clone(self) -> dict[str, Tensor]:
+        """Return copies that belong to the caller."""
+        return {name: tensor.detach().clone() for name, tensor in self.current().items()}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return copies of the buffers as they are now."""
+        return {name: self._copy(name, tensor) for name, tensor in self.current().items()}
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        kept = self._copies.get(name)
+        if kept is None or kept.source is not tensor or kept.version != tensor._version:
+            kept = _Copy(tensor, tensor._version, tensor.detach().clone())
+            self._copies[name] = kept
+        return kept.copy

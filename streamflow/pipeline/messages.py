@@ -1,0 +1,72 @@
+"""What travels between stages: samples and drains down, gradients up, results to the caller."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample on its way through the stages.
+
+    Attributes:
+        number: Count of samples that entered the pipeline before this one.
+        is_learned: Whether it causes updates.
+        target: What the loss compares the output with.
+        weight: Factor of its loss, or None for one.
+        steps: Updates that stage 0 had made when it forwarded the sample.
+    """
+
+    number: int
+    is_learned: bool
+    target: Any = None
+    weight: Tensor | None = None
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A sample's values on their way down."""
+
+    sample: Sample
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """Values on their way down that take no slot and leave no trace."""
+
+    values: tuple[Any, ...]
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Apply all gradients in flight; the next sample enters at slot 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """The loss's gradient by a stage's outputs on its way up, or None for an empty one."""
+
+    values: list[Tensor | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the last stage made of a sample; ``error`` only in answer to a peek."""
+
+    value: Any
+    steps: int = 0
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """One stage has applied all its gradients."""
+
+
+Arrival = Activation | Peek | Drain
+Message = Arrival | Gradient
+Result = Output | Drained

@@ -1,0 +1,258 @@
+"""One stage: a run of layers with its optimizer, and the mathematics of forward and backward."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from streamflow.pipeline import trees
+from streamflow.pipeline.buffers import Buffers
+from streamflow.pipeline.messages import Sample
+from streamflow.pipeline.randomness import Randomness
+
+OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass(slots=True)
+class Held:
+    """A sample between its forward and its backward in one stage.
+
+    Attributes:
+        values: What the stage was called with.
+        outputs: What it returned, with the graph, where the graph is kept.
+        version: State of weights and buffers in which the graph is valid.
+        weights: The weights of the forward, where they are stashed.
+        buffers: The buffers as the forward saw them.
+        random: The random state as the forward saw it.
+    """
+
+    sample: Sample
+    values: tuple[Any, ...]
+    outputs: Any = None
+    version: int = -1
+    weights: dict[str, Tensor] | None = None
+    buffers: dict[str, Tensor] | None = None
+    random: Tensor | None = None
+
+
+def call(module: nn.Module, values: tuple[Any, ...], tensors: dict[str, Tensor] | None) -> Any:
+    """Call ``module`` on ``values``, with ``tensors`` in the place of its own of the same names."""
+    args, kwargs = _spread(values[0]) if len(values) == 1 else (values, {})
+    if tensors:
+        return functional_call(module, tensors, args, kwargs)
+    return module(*args, **kwargs)
+
+
+def _spread(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(value, dict):
+        return (), value
+    if isinstance(value, tuple):
+        return value, {}
+    return (value,), {}
+
+
+class Stage:
+    """Runs forwards, backwards and updates of one stage, in whatever order it is told.
+
+    Args:
+        module: The stage's layers; called with the values that cross the cut before it.
+        index: Which stage it is, from zero.
+        name: First module of the stage, for messages.
+        lag: Updates between a sample's forward and backward; at 0 the graph of the forward serves.
+        may_keep: Keep graphs although the lag may be larger, and use those that are still valid.
+        backward: Input and weights at which a gradient is taken.
+        loss: Of the last stage: (output, target) or (output) to a scalar.
+        has_target: Whether the loss takes a target.
+        optimizer: Called once with the stage's parameters.
+        randomness: Where dropout and the like draw from.
+        clip_norm: Largest norm of this stage's gradient.
+        allow_nonfinite: Apply gradients that are not finite instead of skipping them.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        index: int,
+        name: str,
+        lag: int,
+        may_keep: bool,
+        backward: str,
+        loss: Callable[..., Tensor] | None,
+        has_target: bool,
+        optimizer: OptimizerFactory | None,
+        randomness: Randomness,
+        clip_norm: float | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self.module = module
+        self.index = index
+        self.name = name
+        self.updates = 0
+        self.skipped = 0
+        self.parameters = dict(module.named_parameters())
+        self.buffers = Buffers(module)
+        self.randomness = randomness
+        self.optimizer = (
+            optimizer(list(self.parameters.values())) if optimizer and self.parameters else None
+        )
+        self._clip_norm = clip_norm
+        self._allow_nonfinite = allow_nonfinite
+        self._loss = loss
+        self._has_target = has_target
+        self._lag = lag
+        self._keeps_graph = lag == 0 or may_keep
+        self._backward = backward
+        self._newest: Held | None = None
+        self._version = 0
+        self._writes_inputs = False
+        self._stash: dict[str, Tensor] = {}
+        self._stash_version = -1
+
+    def __repr__(self) -> str:
+        return f"<Stage {self.index} ({self.name}): {self.updates} updates>"
+
+    def forward(self, sample: Sample, values: tuple[Any, ...]) -> tuple[Any, Held]:
+        """Run the stage on a new sample; return detached outputs and what backward needs."""
+        if self.index == 0:
+            sample.steps = self.updates
+        keeps = sample.is_learned and self._keeps_graph
+        held = Held(sample, values)
+        if self._lag:
+            self._remember(held)
+        with torch.set_grad_enabled(keeps):
+            inputs = self._leaves(values) if keeps else values
+            outputs = self.randomness.draw(lambda: self._call(inputs))
+        self._version += len(self.buffers) > 0
+        if keeps:
+            held.values, held.outputs, held.version = inputs, outputs, self._version
+            outputs = trees.detach(outputs)
+        return outputs, held
+
+    def backward(self, held: Held, gradient: list[Tensor | None]) -> list[Tensor | None] | None:
+        """Leave the gradient of one sample in ``.grad``; return it with respect to the inputs.
+
+        ``gradient`` holds one entry per float tensor of the stage's outputs; the stage with the
+        loss ignores it. Returns None, and leaves nothing, where loss or gradient is not finite.
+        """
+        inputs, outputs = self._graph(held)
+        weights = self.parameters if held.weights is None else held.weights
+        roots, seeds = self._roots(held.sample, outputs, gradient)
+        wanted = [w for w in weights.values() if w.requires_grad]
+        leaves = trees.floats(inputs) if self.index else []
+        found: tuple[Tensor | None, ...] = (None,) * (len(wanted) + len(leaves))
+        if roots:
+            found = torch.autograd.grad(roots, wanted + leaves, seeds, allow_unused=True)
+        if not self._allow_nonfinite and not _are_finite(
+            *(roots if self._loss is not None else ()), *found
+        ):
+            self.skipped += 1
+            return None
+        trainable = [p for p in self.parameters.values() if p.requires_grad]
+        for parameter, grad in zip(trainable, found, strict=False):
+            parameter.grad = grad
+        return list(found[len(wanted) :])
+
+    def update(self) -> None:
+        """Let the optimizer apply the gradients of the last backward."""
+        if self.optimizer is not None:
+            if self._clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters.values(), self._clip_norm)
+            self.optimizer.step()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self.updates += 1
+        self._version += 1
+
+    def peek(self, values: tuple[Any, ...]) -> Any:
+        """Run the stage as its next forward would, and leave no trace."""
+        copied = trees.map_tensors(torch.Tensor.clone, values)
+        versions = [tensor._version for tensor in trees.tensors(copied)]
+        with torch.no_grad():
+            outputs = self.randomness.probe(lambda: call(self.module, copied, self.buffers.clone()))
+        written = [tensor._version for tensor in trees.tensors(copied)] != versions
+        self._writes_inputs = self._writes_inputs or written
+        return outputs
+
+    def _leaves(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        leaves: tuple[Any, ...] = trees.as_leaves(values) if self.index else values
+        return leaves
+
+    def _call(self, values: tuple[Any, ...], tensors: dict[str, Tensor] | None = None) -> Any:
+        if self._writes_inputs:
+            values = trees.map_tensors(torch.Tensor.clone, values)
+        return call(self.module, values, tensors)
+
+    def _remember(self, held: Held) -> None:
+        """Note everything that the sample's backward needs to run the stage again."""
+        held.buffers = self.buffers.snapshot()
+        held.random = self.randomness.state
+        if self._backward == "stashed" and held.sample.is_learned:
+            held.weights = self._stashed()
+        self._newest = held
+
+    def _stashed(self) -> dict[str, Tensor]:
+        if self._stash_version != self.updates:
+            self._stash = {
+                name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+                for name, parameter in self.parameters.items()
+            }
+            self._stash_version = self.updates
+        return self._stash
+
+    def _graph(self, held: Held) -> tuple[tuple[Any, ...], Any]:
+        """Return inputs and outputs at which to differentiate, connected by a graph."""
+        if held.version == self._version:
+            held.weights = None
+            return held.values, held.outputs
+        source = held
+        if self._backward == "newest":
+            assert self._newest is not None
+            source = self._newest
+        assert source.buffers is not None
+        assert source.random is not None
+        buffers = source.buffers
+        if self._backward == "newest":  # it may serve again, and a run writes into its buffers
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        tensors = {**buffers, **(held.weights or {})}
+        with torch.enable_grad():
+            inputs = self._leaves(source.values)
+            outputs = self.randomness.replay(lambda: self._call(inputs, tensors), source.random)
+        return inputs, outputs
+
+    def _roots(
+        self, sample: Sample, outputs: Any, gradient: list[Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor | None] | None]:
+        """Return what to differentiate and the gradients that are already known there."""
+        if self._loss is not None:
+            loss = self.loss(sample, outputs)
+            return ([loss] if loss.requires_grad else []), None
+        pairs = [
+            (output, grad)
+            for output, grad in zip(trees.floats(outputs), gradient, strict=True)
+            if output.requires_grad and grad is not None
+        ]
+        return [output for output, _ in pairs], [grad for _, grad in pairs]
+
+    def loss(self, sample: Sample, outputs: Any) -> Tensor:
+        """Compute the loss that the sample is learned by."""
+        assert self._loss is not None
+        with torch.enable_grad():
+            arguments = (outputs, sample.target) if self._has_target else (outputs,)
+            loss = self._loss(*arguments)
+            return loss if sample.weight is None else loss * sample.weight
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Say whether every element is finite; the sum decides quickly in the usual case."""
+    if tensor.is_complex():
+        return bool(tensor.isfinite().all())
+    return math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
+
+
+def _are_finite(*tensors: Tensor | None) -> bool:
+    return all(tensor is None or is_finite(tensor.detach()) for tensor in tensors)

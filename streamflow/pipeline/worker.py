@@ -1,0 +1,153 @@
+"""The worker loop: one stage between two links, the same in every executor."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from streamflow.errors import StageError
+from streamflow.pipeline.messages import (
+    Activation,
+    Arrival,
+    Drained,
+    Gradient,
+    Message,
+    Output,
+    Peek,
+    Result,
+)
+from streamflow.pipeline.schedule import Action, Order
+from streamflow.pipeline.stage import Held, Stage
+from streamflow.pipeline.timeline import Event, Record
+
+# The last stage's gradients come from its own loss.
+_FROM_LOSS = Gradient([])
+_EMPTY = Gradient(None)
+
+
+class Worker:
+    """Performs the actions of one stage, one at a time.
+
+    Attributes:
+        down: Where activations go; None in the last stage, which reports outputs instead.
+        up: Where gradients go; None in the first stage.
+        record: Told of every action while somebody watches.
+    """
+
+    def __init__(self, stage: Stage, order: Order, *, report: Callable[[Result], None]) -> None:
+        self.stage = stage
+        self.order = order
+        self.down: Callable[[Arrival], None] | None = None
+        self.up: Callable[[Gradient], None] | None = None
+        self.record: Record | None = None
+        self._report = report
+        self._arrivals: deque[Arrival] = deque()
+        self._gradients: deque[Gradient] = deque()
+        self._held: deque[Held] = deque()
+        self._is_draining = False
+
+    def __repr__(self) -> str:
+        waiting = f"{len(self._arrivals)} arrivals and {len(self._gradients)} gradients waiting"
+        return f"<Worker of stage {self.stage.index}: {len(self._held)} held, {waiting}>"
+
+    @property
+    def num_held(self) -> int:
+        """Count of samples between forward and backward."""
+        return len(self._held)
+
+    def receive(self, message: Message) -> None:
+        """Take in what a neighbour sent."""
+        if isinstance(message, Gradient):
+            self._gradients.append(message)
+        else:
+            self._arrivals.append(message)
+
+    def advance(self) -> bool:
+        """Perform the next action, or return False where it must wait for a message.
+
+        Raises:
+            StageError: The stage raised; the original is the cause.
+        """
+        action = self.order.next_action(
+            len(self._held),
+            has_arrival=bool(self._arrivals),
+            has_gradient=bool(self._gradients),
+            is_draining=self._is_draining,
+        )
+        if action is Action.WAIT:
+            return False
+        if self.record is None:
+            self._perform(action)
+        else:
+            self._perform_recorded(action, self.record)
+        if self._is_draining and not self._held:
+            self._is_draining = False
+            self._report(Drained())
+        return True
+
+    def _perform(self, action: Action) -> None:
+        if action is Action.BACKWARD:
+            self._backward(self._held.popleft(), self._gradients.popleft())
+        else:
+            self._take(self._arrivals.popleft())
+
+    def _perform_recorded(self, action: Action, record: Record) -> None:
+        arrival = self._held[0] if action is Action.BACKWARD else self._arrivals[0]
+        start = time.perf_counter()
+        self._perform(action)
+        if isinstance(arrival, Held | Activation):
+            name, number = action.name.lower(), arrival.sample.number
+            record(Event(self.stage.index, name, number, start, time.perf_counter()))
+
+    def _take(self, arrival: Arrival) -> None:
+        if isinstance(arrival, Activation):
+            self._forward(arrival)
+        elif isinstance(arrival, Peek):
+            self._peek(arrival)
+        else:
+            self._is_draining = True
+            if self.down is not None:
+                self.down(arrival)
+
+    def _forward(self, arrival: Activation) -> None:
+        sample = arrival.sample
+        try:
+            outputs, held = self.stage.forward(sample, arrival.values)
+        except Exception as error:
+            raise self._failure(Action.FORWARD, sample.number, error) from error
+        self._held.append(held)
+        if self.down is not None:
+            self.down(Activation(sample, outputs))
+        else:
+            self._report(Output(outputs, sample.steps))
+            self._gradients.append(_FROM_LOSS if sample.is_learned else _EMPTY)
+
+    def _backward(self, held: Held, gradient: Gradient) -> None:
+        upward = _EMPTY
+        try:
+            if gradient.values is not None:
+                upward = Gradient(self.stage.backward(held, gradient.values))
+            if self.up is not None:
+                self.up(upward)
+            if upward.values is not None:
+                self.stage.update()
+        except Exception as error:
+            raise self._failure(Action.BACKWARD, held.sample.number, error) from error
+
+    def _peek(self, peek: Peek) -> None:
+        outputs, error = peek.values, peek.error
+        if error is None:
+            try:
+                outputs = self.stage.peek(peek.values)
+            except Exception as raised:
+                error = raised
+        if self.down is not None:
+            self.down(Peek(outputs, error))
+        else:
+            self._report(Output(outputs, error=error))
+
+    def _failure(self, action: Action, number: int, error: Exception) -> StageError:
+        return StageError(
+            f"stage {self.stage.index} ({self.stage.name}), sample {number}: "
+            f"expected {action.name.lower()} to succeed, got {type(error).__name__}: {error}; "
+            "correct the cause and build a new pipeline, this one is broken"
+        )

@@ -1,0 +1,1 @@
+"""The async wing: moves batches from sources to sinks and knows when each is finished."""

@@ -1,0 +1,74 @@
+"""What a run can say about itself, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """One node at one moment.
+
+    Attributes:
+        kind: ``source``, ``operator``, ``model`` or ``sink``.
+        received: Records taken in.
+        sent: Records passed on, or delivered by a sink.
+        rejected: Records that could not be used.
+        skipped: Records left out on purpose by the source (tombstones).
+        waiting: Records in its inbox.
+        behind: Records beyond the last one a source has received; ``None`` if unknown.
+        report: The node's own figures; a model's score.
+    """
+
+    kind: str
+    received: int
+    sent: int
+    rejected: int
+    skipped: int = 0
+    waiting: int = 0
+    behind: int | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A run at one moment.
+
+    Attributes:
+        state: ``running``, ``stopping``, ``finished`` or ``failed``.
+        elapsed: Seconds since the sources started.
+        nodes: Each node by name.
+    """
+
+    state: str
+    elapsed: float
+    nodes: Mapping[str, NodeStats]
+
+    @property
+    def received(self) -> int:
+        """Records received by all sources, those that could not be decoded included."""
+        return sum(node.received for node in self.nodes.values() if node.kind == "source")
+
+    @property
+    def processed(self) -> int:
+        """Records that the slowest model has taken in; without a model, those received."""
+        taken = [node.received for node in self.nodes.values() if node.kind == "model"]
+        return min(taken, default=self.received)
+
+    @property
+    def delivered(self) -> int:
+        """Records delivered by all sinks."""
+        return sum(node.sent for node in self.nodes.values() if node.kind == "sink")
+
+    @property
+    def rejected(self) -> int:
+        """Records that some node could not use."""
+        return sum(node.rejected for node in self.nodes.values())
+
+    @property
+    def behind(self) -> int | None:
+        """Records that wait in the sources' systems; ``None`` if no source knows."""
+        known = [node.behind for node in self.nodes.values() if node.behind is not None]
+        return sum(known) if known else None

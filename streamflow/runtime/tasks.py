@@ -1,0 +1,314 @@
+"""One task for each node: what a source, a processor and a sink do from opening to closing.
+
+Every task opens its node, waits until all others are open too, and then moves parcels until
+its inputs end. A task that fails ends the run; it hands nothing on, so nothing is acked by it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+from anyio import CapacityLimiter, to_thread
+
+from streamflow.errors import ConnectorError
+from streamflow.nodes import (
+    Context,
+    Fetch,
+    Operator,
+    Processed,
+    Processor,
+    Reader,
+    Sink,
+    Source,
+    Writer,
+)
+from streamflow.records import Batch, Rejected
+from streamflow.runtime.acks import Ledger, Share
+from streamflow.runtime.channels import Edge, Inbox, Parcel, finish
+from streamflow.runtime.dead_letters import DeadLetters
+from streamflow.runtime.stats import NodeStats
+
+T = TypeVar("T")
+
+COMMIT_INTERVAL = 1.0
+CLOSE_TIMEOUT = 10.0
+MAX_RECORDS = 1024  # a processor or sink takes at once
+FLUSH_RECORDS = 16 * 1024  # a sink writes before it flushes under constant load
+CALL_SECONDS = 0.05  # a blocking processor should take for one call, so that stopping is quick
+
+
+class NodeTask(ABC):
+    """Runs one node; knows its outputs, its dead letters and its counters."""
+
+    kind: str
+
+    def __init__(self, context: Context, dead_letters: DeadLetters) -> None:
+        self.name = context.name
+        self.outputs: list[Edge] = []
+        self.received = 0
+        self.sent = 0
+        self._context = context
+        self._dead_letters = dead_letters
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name}: {self.received} received, {self.sent} sent>"
+
+    async def run(self, opened: Callable[[], Awaitable[None]]) -> None:
+        """Run the node to its end; call ``opened`` when it is open, to wait for the others."""
+        try:
+            await self._run(opened)
+        finally:
+            self._dead_letters.close()
+            for edge in self.outputs:
+                edge.close()
+
+    @abstractmethod
+    async def _run(self, opened: Callable[[], Awaitable[None]]) -> None: ...
+
+    def stats(self) -> NodeStats:
+        """Return the node's figures at this moment."""
+        rejected = self._dead_letters.count
+        return NodeStats(self.kind, self.received, self.sent, rejected, **self._figures())
+
+    @abstractmethod
+    def _figures(self) -> dict[str, Any]:
+        """Return the figures that only this kind of node has."""
+
+    async def _emit(
+        self, handled: int, batch: Batch | None, rejected: Rejected | None, shares: Sequence[Share]
+    ) -> None:
+        """Pass on what became of ``handled`` records, and settle the shares of all of them."""
+        rejected_shares: Sequence[Share] = ()
+        if rejected and batch:
+            good, bad = Parcel(batch, tuple(shares)).split([batch, rejected.batch])
+            shares, rejected_shares = good.shares, bad.shares
+        elif rejected:
+            shares, rejected_shares = (), shares
+        await self._dead_letters.handle(handled, rejected, rejected_shares)
+        if batch:
+            self.sent += len(batch)
+            parcels = Parcel(batch, tuple(shares)).split([batch] * len(self.outputs))
+            for edge, parcel in zip(self.outputs, parcels, strict=True):
+                await edge.send(parcel)
+        else:
+            finish(shares)
+
+
+class SourceTask(NodeTask):
+    """Receives, tracks what is in flight, commits what is finished."""
+
+    kind = "source"
+
+    def __init__(self, source: Source, context: Context, dead_letters: DeadLetters) -> None:
+        super().__init__(context, dead_letters)
+        self.reader: Reader | None = None
+        self._source = source
+        self._ledger = Ledger()
+        self._skipped = 0
+        self._is_stopping = False
+        self._receiving = anyio.CancelScope()
+
+    def stop(self) -> None:
+        """Receive no more; what is in flight is finished and committed."""
+        self._is_stopping = True
+        self._receiving.cancel()
+
+    def _figures(self) -> dict[str, Any]:
+        behind = self.reader.behind() if self.reader else None
+        return {"skipped": self._skipped, "behind": behind}
+
+    async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
+        async with self._source.open(self._context) as reader:
+            self.reader = reader
+            await opened()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._commit_regularly, reader)
+                await self._receive_all(reader)
+                self._dead_letters.close()
+                for edge in self.outputs:
+                    edge.close()
+                await self._ledger.settled()
+                tasks.cancel_scope.cancel()
+            await self._commit(reader)
+
+    async def _receive_all(self, reader: Reader) -> None:
+        while (fetch := await self._receive(reader)) is not None:
+            share = self._ledger.track(fetch.ends)
+            handled = len(fetch.batch) + (len(fetch.rejected.batch) if fetch.rejected else 0)
+            self.received += handled
+            self._skipped += fetch.skipped
+            await self._emit(handled, fetch.batch, fetch.rejected, [share])
+
+    async def _receive(self, reader: Reader) -> Fetch | None:
+        """Return what comes next, ``None`` at the end of the stream or when stopped."""
+        if self._is_stopping:
+            return None
+        with anyio.CancelScope() as self._receiving:
+            try:
+                return await reader.receive()
+            except anyio.EndOfStream:
+                return None
+        return None
+
+    async def _commit_regularly(self, reader: Reader) -> None:
+        while True:
+            await anyio.sleep(COMMIT_INTERVAL)
+            # A commit under way is not torn, but neither may it keep the run for ever.
+            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
+                await self._commit(reader)
+            if scope.cancelled_caught:
+                message = (
+                    f"{self.name}: expected to commit within {CLOSE_TIMEOUT:g} s, found no answer"
+                )
+                raise ConnectorError(message)
+
+    async def _commit(self, reader: Reader) -> None:
+        if positions := self._ledger.take():
+            await reader.commit(positions)
+
+
+class ProcessorTask(NodeTask):
+    """Turns batches into batches; blocking processors work in a thread of their own limiter."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        kind: str,
+        inbox: Inbox,
+        context: Context,
+        dead_letters: DeadLetters,
+    ) -> None:
+        super().__init__(context, dead_letters)
+        self.kind = kind
+        self.processor: Processor | None = None
+        self._operator = operator
+        self._inbox = inbox
+        self._limiter = CapacityLimiter(1) if operator.blocking else None
+        self._call_records = 1 if operator.blocking else MAX_RECORDS
+
+    def _figures(self) -> dict[str, Any]:
+        report = self.processor.report() if self.processor else {}
+        return {"waiting": self._inbox.records, "report": report}
+
+    async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
+        async with opened_in_thread(self._operator.open(self._context), self._limiter) as processor:
+            self.processor = processor
+            await opened()
+            while (parcel := await self._inbox.receive(MAX_RECORDS)) is not None:
+                await self._process(parcel)
+            processed = await self._call(processor.end)
+            await self._emit(0, processed.batch, processed.rejected, ())
+
+    async def _process(self, parcel: Parcel) -> None:
+        """Process a parcel, in as many calls as keep each short."""
+        assert self.processor is not None
+        while (count := len(parcel.batch)) > self._call_records:
+            head, rest = parcel.split(
+                [
+                    parcel.batch.slice(0, self._call_records),
+                    parcel.batch.slice(self._call_records, count),
+                ]
+            )
+            await self._process_at_once(self.processor, head)
+            parcel = rest
+        await self._process_at_once(self.processor, parcel)
+
+    async def _process_at_once(self, processor: Processor, parcel: Parcel) -> None:
+        count = len(parcel.batch)
+        self.received += count
+        started = time.perf_counter()
+        processed = await self._call(lambda: processor.process(parcel.batch))
+        if self._limiter:
+            self._adapt(count, time.perf_counter() - started)
+        await self._emit(count, processed.batch, processed.rejected, parcel.shares)
+
+    def _adapt(self, count: int, seconds: float) -> None:
+        """Take more records a call while calls are quick, fewer when they are slow."""
+        if seconds > CALL_SECONDS:
+            self._call_records = max(1, count // 2)
+        elif seconds < CALL_SECONDS / 2 and count == self._call_records:
+            self._call_records = min(MAX_RECORDS, 2 * count)
+
+    async def _call(self, function: Callable[[], Processed]) -> Processed:
+        if self._limiter:
+            return await to_thread.run_sync(function, limiter=self._limiter)
+        await anyio.lowlevel.checkpoint()
+        return function()
+
+
+class SinkTask(NodeTask):
+    """Writes, and finishes what has been flushed."""
+
+    kind = "sink"
+
+    def __init__(
+        self, sink: Sink, inbox: Inbox, context: Context, dead_letters: DeadLetters
+    ) -> None:
+        super().__init__(context, dead_letters)
+        self.writer: Writer | None = None
+        self._sink = sink
+        self._inbox = inbox
+        self._unflushed: list[Parcel] = []
+
+    def _figures(self) -> dict[str, Any]:
+        return {"waiting": self._inbox.records}
+
+    async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
+        async with self._sink.open(self._context) as writer:
+            self.writer = writer
+            await opened()
+            while (parcel := await self._inbox.receive(MAX_RECORDS)) is not None:
+                await self._write(writer, parcel)
+                await self._flush_if_due(writer)
+
+    async def _write(self, writer: Writer, parcel: Parcel) -> None:
+        count = len(parcel.batch)
+        self.received += count
+        rejected = await writer.write(parcel.batch)
+        rejected_shares: Sequence[Share] = ()
+        if rejected:
+            parcel, letters = parcel.split([parcel.batch, rejected.batch])
+            rejected_shares = letters.shares
+            count -= len(rejected.batch)
+        await self._dead_letters.handle(len(parcel.batch), rejected, rejected_shares)
+        self._unflushed.append(parcel)
+        self.sent += count
+
+    async def _flush_if_due(self, writer: Writer) -> None:
+        """Flush before waiting for more, or when much has been written since."""
+        unflushed = sum(len(parcel.batch) for parcel in self._unflushed)
+        if self._inbox.is_ready and unflushed < FLUSH_RECORDS:
+            return
+        await writer.flush()
+        for parcel in self._unflushed:
+            parcel.finish()
+        self._unflushed.clear()
+
+
+@asynccontextmanager
+async def opened_in_thread(
+    manager: AbstractContextManager[T], limiter: CapacityLimiter | None
+) -> AsyncIterator[T]:
+    """Enter and leave ``manager`` in a worker thread; on the event loop without a limiter."""
+    if limiter is None:
+        with manager as value:
+            yield value
+        return
+    value = await to_thread.run_sync(manager.__enter__, limiter=limiter)
+    try:
+        yield value
+    except BaseException as error:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+            arguments = type(error), error, error.__traceback__
+            await to_thread.run_sync(
+                manager.__exit__, *arguments, limiter=limiter, abandon_on_cancel=True
+            )
+        raise
+    with anyio.CancelScope(shield=True):
+        await to_thread.run_sync(manager.__exit__, None, None, None, limiter=limiter)

@@ -1,0 +1,120 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.streams import line, model
+
+OWN = "tests.models.own"
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    (
+        {"loss": f"{OWN}:output_loss", "task": "classification"},
+        "loss: expected a loss of (output, target), found one of the output alone; remove the ",
+    ),
+    (
+        {"loss": f"{OWN}:loss", "target": None},
+        "loss: expected a loss of the output alone, as there is no target, found one of both; ",
+    ),
+    (
+        {"network": ({"Liner": [5, 2]},)},
+        "network.0: expected a layer of torch.nn, found Liner; did you mean Linear?",
+    ),
+    (
+        {"network": ("ReLU", {"Linear": [5]})},
+        "network.1.Linear: expected arguments that Linear takes, found [5]: ",
+    ),
+    (
+        {"network": ({"Linear": {"in_features": 5, "out": 2}},)},
+        "network.0.Linear: expected arguments that Linear takes, found {'in_features': 5, ",
+    ),
+    (
+        {"network": "nowhere:build"},
+        "network: expected nowhere:build to import, found ModuleNotFoundError: ",
+    ),
+    ({"network": f"{OWN}:absent"}, f"network: expected {OWN}:absent to import, found Attribute"),
+    ({"network": f"{OWN}:NUMBER"}, f"network: expected {OWN}:NUMBER to be callable, found int; "),
+    ({"network": f"{OWN}:no_network"}, "network: expected a callable that returns a torch.nn.Mo"),
+    (
+        {"network": f"{OWN}:broken_network"},
+        "network: expected the network to build, found OSError: no such file",
+    ),
+    (
+        {"loss": "cros_entropy", "task": "classification"},
+        "loss: expected a loss of torch.nn.functional, found cros_entropy; did you mean cross_ent",
+    ),
+    (
+        {"loss": {"cross_entropy": {"smoothing": 0.1}}},
+        "loss: expected options with which cross_entropy takes output and target, found ",
+    ),
+    (
+        {"loss": f"{OWN}:absent", "task": "regression"},
+        f"loss: expected {OWN}:absent to import, found AttributeError: ",
+    ),
+    (
+        {"optimizer": "SDG"},
+        "optimizer: expected an optimizer of torch.optim, found SDG; did you mean SGD?",
+    ),
+    (
+        {"optimizer": {"SGD": {"rate": 1}}},
+        "optimizer.SGD: expected options that SGD takes, found {'rate': 1}: ",
+    ),
+    ({"optimizer": {"SGD": {"lr": -1}}}, "optimizer.SGD: expected options that SGD takes, found "),
+    ({"stages": ("7",)}, "stages: expected names of modules, got '7'; known are 0, 1, 2"),
+    ({"stages": 4}, "stages: expected at most 3 for this network, got 4; "),
+    ({"weights": "none.safetensors"}, "weights: expected a file of weights, found none at "),
+]
+
+
+def problems(folder: Path, *, only_scalars: bool = False, **options: Any) -> list[str]:
+    found = model(**options).deep_problems(folder, only_scalars=only_scalars)
+    return [str(problem) for problem in found]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_each_problem_is_found(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    (found,) = problems(tmp_path, **options)
+    assert found.startswith(message)
+
+
+def test_all_problems_are_found_at_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, network=("Relu",), loss={"cross_entropy": {"a": 1}}, optimizer="X")
+    assert [problem.split(":")[0] for problem in found] == ["network.0", "loss", "optimizer"]
+
+
+@pytest.mark.parametrize("only_scalars", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stages": 3},
+        {"stages": ("2",)},
+        {"network": f"{OWN}:network"},
+        {"network": f"{OWN}:computed_network"},
+        {"network": ({"Conv2d": [1, 2, 3]}, "Flatten", {"Linear": [8, 2]}), "features": "image"},
+    ],
+)
+def test_what_is_fine_has_no_problems(
+    tmp_path: Path, options: dict[str, Any], only_scalars: bool
+) -> None:
+    assert problems(tmp_path, only_scalars=only_scalars, **options) == []
+
+
+TOO_FEW = "features: expected 5 features to fit Linear(in_features=5, out_features=64, bias=True)"
+
+
+@pytest.mark.parametrize(("count", "only_scalars"), [(4, True), (6, True), (6, False)])
+def test_features_that_do_not_fit(tmp_path: Path, count: int, only_scalars: bool) -> None:
+    (found,) = problems(tmp_path, only_scalars=only_scalars, features=tuple("abcdef"[:count]))
+    assert found == f"{TOO_FEW}, found {count}; change the features or the first layer"
+
+
+def test_few_features_may_be_arrays(tmp_path: Path) -> None:
+    assert problems(tmp_path, features=("a", "b")) == []
+
+
+def test_outputs_must_fit_the_task(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, only_scalars=True, classes=(1, 2, 3))
+    assert found.startswith("network: expected as many outputs as classes, 3, got 2; ")
+    (other,) = line(loss="cross_entropy").deep_problems(tmp_path, only_scalars=True)
+    assert str(other).startswith("network: expected one output for each of at least two classes")

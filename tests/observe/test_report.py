@@ -1,0 +1,61 @@
+import json
+from io import StringIO
+
+from rich.console import Console
+
+from streamflow.observe.report import report_data, report_tables
+from streamflow.runtime.stats import NodeStats, Stats
+
+METRICS = {"accuracy": 0.75, "kappa": None}
+SCORE = {
+    "scored": 1200,
+    "window": 1000,
+    "cumulative": {"model": METRICS, "no_change": METRICS},
+    "windowed": {"model": METRICS, "no_change": METRICS},
+}
+NODES = {
+    "in": NodeStats("source", received=1234, sent=1230, rejected=4, skipped=5),
+    "m": NodeStats(
+        "model",
+        received=1230,
+        sent=1230,
+        rejected=0,
+        skipped=0,
+        report={"score": SCORE, "history": []},
+    ),
+    "out": NodeStats("sink", received=1230, sent=1230, rejected=0, skipped=0),
+}
+
+
+def test_the_report_is_plain_data_without_histories() -> None:
+    data = report_data("g", Stats("finished", 2.0, NODES))
+    assert json.loads(json.dumps(data)) == data
+    assert data["records_per_second"] == 617.0
+    assert (data["received"], data["delivered"], data["rejected"]) == (1234, 1230, 4)
+    assert data["nodes"]["m"]["report"] == {"score": SCORE}
+    assert (data["state"], data["failure"]) == ("finished", None)
+
+
+def test_a_run_that_did_not_open_has_only_its_failure() -> None:
+    data = report_data("g", None, "in: refused")
+    assert data == {"graph": "g", "failure": "in: refused", "state": "failed"}
+
+
+def shown(graph: str, stats: Stats) -> list[str]:
+    console = Console(file=StringIO(), width=100)
+    console.print(report_tables(graph, stats))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_tables_show_the_nodes_and_the_score() -> None:
+    lines = shown("g", Stats("finished", 2.0, NODES))
+    assert lines[0] == "g: 1,234 records in 2.0 s, 617/s"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    assert ["in", "source", "1,234", "1,230", "4", "5"] in rows
+    assert ["no change", "0.75", "-", "0.75", "-"] in rows
+    assert any("last 1,000" in line for line in lines)
+
+
+def test_a_graphs_name_is_not_markup() -> None:
+    assert shown("[/odd]", Stats("finished", 0.0, {}))[0] == "[/odd]: 0 records in 0.0 s, 0/s"

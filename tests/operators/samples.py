@@ -1,0 +1,53 @@
+"""Batches for the tests of operators."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+from streamflow.nodes import Context, Operator, Processed
+from streamflow.records import Batch, Partition, Values, to_columns
+
+PARTITION = Partition("readings")
+
+
+def batch_of(values: Values, start: int = 0) -> Batch:
+    """Return a batch laid out as given."""
+    columns = list(values.values()) if isinstance(values, dict) else [values]
+    size = len(columns[0])
+    return Batch(
+        values,
+        [PARTITION] * size,
+        range(start, start + size),
+        keys=[f"key {index}" for index in range(start, start + size)],
+        originals=[b"original %d" % index for index in range(start, start + size)],
+    )
+
+
+def process(operator: Operator, batches: Iterable[Batch]) -> tuple[list[Any], dict[int, str]]:
+    """Return what an operator makes of batches: values, and causes by offset."""
+    rows: list[Any] = []
+    causes: dict[int, str] = {}
+
+    def keep(processed: Processed) -> None:
+        if processed.batch:
+            rows.extend(processed.batch.rows())
+        if processed.rejected:
+            offsets = processed.rejected.batch.offsets
+            causes.update(zip(offsets, processed.rejected.causes, strict=True))
+
+    with operator.open(Context("node")) as processor:
+        for batch in batches:
+            keep(processor.process(batch))
+        keep(processor.end())
+        assert processor.report() == {}
+    return rows, causes
+
+
+def cut(values: list[Any], cuts: Iterable[int], *, in_columns: bool) -> list[Batch]:
+    """Return values as the batches between cuts, in columns where that is possible."""
+    places = [0, *sorted(cuts), len(values)]
+    return [
+        batch_of(to_columns(part) if in_columns else part, start)
+        for start, stop in pairwise(places)
+        if (part := values[start:stop])
+    ]

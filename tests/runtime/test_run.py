@@ -1,0 +1,164 @@
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from streamflow.errors import NodeError
+from streamflow.graph import Graph
+from streamflow.runtime.channels import EDGE_RECORDS
+from streamflow.runtime.tasks import MAX_RECORDS
+from streamflow.testing import Gate, ListSource
+from tests.runtime.graphs import BlockingTimes, Times, graph_of, is_closed, numbers, sink
+
+pytestmark = pytest.mark.anyio
+
+
+async def run_to_end(graph: Graph) -> None:
+    with anyio.fail_after(10):
+        async with graph.open() as run:
+            await run.wait()
+            assert run.stats().state == "finished"
+
+
+# Ending by itself
+
+
+@pytest.mark.parametrize("kind", [Times, BlockingTimes])
+async def test_a_graph_of_finite_sources_ends_by_itself(kind: type[Times]) -> None:
+    source, out = numbers(3000, batch_size=700), sink("double")
+    operator = kind(inputs=("in",))
+    await run_to_end(graph_of(source, out, operators={"double": operator}))
+    assert out.probe.values == [2 * n for n in range(3000)]
+    assert out.probe.num_delivered == 3000
+    assert set(source.probe.committed.values()) == {3000}
+    assert operator.log == ["opened", "closed"]
+    assert is_closed(source, out)
+
+
+async def test_an_empty_source_ends_the_run() -> None:
+    source, out = numbers(0), sink()
+    await run_to_end(graph_of(source, out))
+    assert (out.probe.values, source.probe.commits) == ([], [])
+
+
+async def test_records_go_to_every_node_that_receives_from_theirs() -> None:
+    source, first, second = numbers(50, num_partitions=3), sink(), sink("double")
+    graph = graph_of(source, first, second, operators={"double": Times(inputs=("in",))})
+    await run_to_end(graph)
+    assert first.probe.values == list(range(50))
+    assert second.probe.values == [2 * n for n in range(50)]
+    assert sorted(source.probe.committed.values()) == [16, 17, 17]
+
+
+async def test_streams_merge_in_turn() -> None:
+    sources = {"a": numbers(7, batch_size=3), "b": ListSource(values=("x", "y"), batch_size=1)}
+    out = sink("b", "a", merge="round_robin")
+    await run_to_end(Graph(name="merge", sources=sources, sinks={"out": out}))
+    assert out.probe.values == ["x", 0, "y", 1, 2, 3, 4, 5, 6]
+
+
+async def test_what_is_written_is_delivered_while_another_input_is_awaited() -> None:
+    a, b = numbers(10), numbers(1, stays_open=True)
+    out = sink("a", "b", merge="round_robin")
+    async with Graph(name="merge", sources={"a": a, "b": b}, sinks={"out": out}).open():
+        await anyio.wait_all_tasks_blocked()
+        assert out.probe.values == [0, 0, 1]
+        assert out.probe.num_delivered == 3
+
+
+async def test_stats_count_records_by_node() -> None:
+    source, out = numbers(20), sink("double")
+    graph = graph_of(source, out, operators={"double": Times(inputs=("in",))})
+    async with graph.open() as run:
+        await run.wait()
+        stats = run.stats()
+        assert repr(run) == "<Run test: finished, 20 received, 20 delivered, 0 rejected>"
+    assert [(node.kind, node.received, node.sent) for node in stats.nodes.values()] == [
+        ("source", 20, 20),
+        ("operator", 20, 20),
+        ("sink", 20, 20),
+    ]
+    assert (stats.received, stats.delivered, stats.behind) == (20, 20, 0)
+
+
+# Stopping
+
+
+async def test_stop_delivers_what_is_in_flight() -> None:
+    source, out = numbers(35, stays_open=True), sink("double", gate=Gate(is_open=False))
+    graph = graph_of(source, out, operators={"double": BlockingTimes(inputs=("in",))})
+    with anyio.fail_after(10):
+        async with graph.open() as run, anyio.create_task_group() as tasks:
+            await out.gate.wait_until_held()
+            tasks.start_soon(run.stop)
+            await anyio.wait_all_tasks_blocked()
+            assert run.stats().state == "stopping"
+            out.gate.open()
+            await run.wait()
+            await run.stop()
+    received = source.probe.num_received
+    assert received > 0
+    assert out.probe.num_delivered == received
+    assert set(source.probe.committed.values()) == {received}
+
+
+async def test_leaving_the_block_drains() -> None:
+    source, out = numbers(35, stays_open=True), sink()
+    async with graph_of(source, out).open():
+        await anyio.wait_all_tasks_blocked()
+    assert out.probe.num_delivered == 35
+    assert set(source.probe.committed.values()) == {35}
+
+
+async def test_a_blocked_sink_keeps_the_source_from_reading_ahead() -> None:
+    source = numbers(50_000, batch_size=500)
+    blocked, free = sink(gate=Gate(is_open=False)), sink()
+    with anyio.fail_after(10):
+        async with graph_of(source, blocked, free).open() as run:
+            await anyio.wait_all_tasks_blocked()
+            held = source.probe.num_received
+            assert EDGE_RECORDS < held <= EDGE_RECORDS + MAX_RECORDS + 2 * 500
+            assert source.probe.commits == []
+            blocked.gate.open()
+            await run.wait()
+    assert blocked.probe.values == free.probe.values == list(range(50_000))
+
+
+async def test_a_stuck_sink_is_abandoned_after_the_shutdown_timeout() -> None:
+    source, out = numbers(30, stays_open=True), sink("double", gate=Gate(is_open=False))
+    operators = {"double": Times(inputs=("in",))}
+    graph = graph_of(source, out, operators=operators, shutdown_timeout=0.05)
+    with anyio.fail_after(10):
+        async with graph.open() as run:
+            await out.gate.wait_until_held()
+            expected = r"test: expected to finish within 0\.05 s .*, found still at work: out0;"
+            with pytest.raises(NodeError, match=expected):
+                await run.stop()
+    assert source.probe.commits == []
+    assert is_closed(source, out)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda run: run.send("im", 1),
+            KeyError,
+            "name of a source, found 'im'; choose one of: in",
+        ),
+        (lambda run: run.send("in", 1), TypeError, "in: expected a source that can be pushed to"),
+        (lambda run: run.end("in"), TypeError, "in: expected a source that can be pushed to"),
+        (lambda run: anext(run.records("out0")), TypeError, "out0: expected a sink that can be"),
+        (lambda run: anext(run.records("in")), KeyError, "name of a sink, found 'in'"),
+    ],
+)
+async def test_pushing_and_pulling_need_memory_nodes(
+    call: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    async with graph_of(numbers(3), sink()).open() as run:
+        with pytest.raises(error, match=message):
+            await call(run)
