@@ -146,5 +146,6 @@ def test_an_exception_in_the_caller_abandons_and_leaves_no_thread() -> None:
 
     with pytest.raises(KeyError):
         leave()
-    assert pipe.counters["updates"][0] == 2
+    # Whether the second gradient was still applied is a race; the third waits for a sample or a drain.
+    assert pipe.counters["updates"][0] in (1, 2)
     assert not stage_threads()
