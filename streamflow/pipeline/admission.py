@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import OptionError, SampleError
-from streamflow.pipeline import checks, trees
+from streamflow.pipeline import checks, devices, trees
 from streamflow.pipeline.messages import Sample
+from streamflow.pipeline.states import Key, as_keys
 
 Predict = Callable[[Any], Any]
 Loss = Callable[[Sample, Any], Tensor]
@@ -23,6 +24,7 @@ class Batch:
     targets: list[Any]
     weights: Sequence[Tensor | None]
     is_learned: list[bool]
+    keys: list[Key]
 
 
 class Admission:
@@ -30,22 +32,31 @@ class Admission:
 
     Args:
         loss: The loss as the caller gave it.
-        device: Where the first stage runs.
+        input_device: Where the first stage runs.
+        output_device: Where the last stage runs.
+        has_state: Whether the network carries recurrent state.
         predict: Predicts one sample without a trace.
     """
 
     def __init__(
-        self, loss: Callable[..., Tensor] | None, device: torch.device, predict: Predict
+        self,
+        loss: Callable[..., Tensor] | None,
+        *,
+        input_device: torch.device,
+        output_device: torch.device,
+        has_state: bool,
+        predict: Predict,
     ) -> None:
         self.has_target = loss is not None and checks.takes_target(loss)
         self._loss = loss
         self._ignored_class = checks.classification(loss)
-        self._device = device
+        self._input_device, self._output_device = input_device, output_device
+        self._has_state = has_state
         self._predict = predict
         self._outputs: dict[Any, Any] = {}
         self._fitting: set[Any] = set()
 
-    def admit(self, inputs: Any, targets: Any, learn: Any, weights: Any) -> Batch:
+    def admit(self, inputs: Any, targets: Any, learn: Any, weights: Any, keys: Any) -> Batch:
         """Check all samples of a call.
 
         Raises:
@@ -59,19 +70,42 @@ class Admission:
             checks.find_not_finite(weights, "weights", mask),
         )
         factors = self._factors(weights, count)
+        streams = self.keys(keys, count)
         if count:
             self._check_fit(inputs, targets, mask)
-        labels = trees.split_samples(self.own(targets), count) if targets is not None else []
+        labels = trees.split_samples(self._labels(targets), count) if targets is not None else []
         return Batch(
             trees.split_samples(self.own(inputs), count),
             labels or [None] * count,
             factors,
             mask.tolist(),
+            streams,
         )
 
-    def own(self, tree: Any) -> Any:
-        """Copy what the caller may change while gradients are in flight."""
-        return trees.map_tensors(lambda t: t.detach().to(self._device, copy=True), tree)
+    def own(self, inputs: Any) -> Any:
+        """Copy what the caller may change while samples are in flight to the first stage."""
+        return devices.own(inputs, self._input_device)
+
+    def _labels(self, targets: Any) -> Any:
+        return devices.own(targets, self._output_device)
+
+    def keys(self, keys: Any, count: int) -> list[Key]:
+        """Return the stream of each sample.
+
+        Raises:
+            OptionError: The network has no recurrent state, or a key is of another type.
+            SampleError: There is not one per sample.
+        """
+        if keys is not None and not self._has_state:
+            msg = "keys: expected none without recurrent state, got some; name its buffers in state"
+            raise OptionError(msg)
+        try:
+            streams = as_keys(keys, count)
+        except TypeError as error:
+            msg = f"keys: {error}; convert them"
+            raise OptionError(msg) from error
+        checks.check_count(len(streams), count, "keys")
+        return streams
 
     def output_of(self, inputs: Any) -> Any:
         """Return one output of the kind that such inputs give; its values mean nothing."""
@@ -98,7 +132,7 @@ class Admission:
     def _factors(self, weights: Any, count: int) -> Sequence[Tensor | None]:
         if weights is None:
             return [None] * count
-        factors = torch.as_tensor(weights, device=self._device)
+        factors = torch.as_tensor(weights, device=self._output_device)
         checks.check_count(checks.count(factors, "weights"), count, "weights")
         return factors.detach().clone().unbind()
 
@@ -114,7 +148,7 @@ class Admission:
             return
         index = int(mask.nonzero()[0, 0])
         target = trees.map_tensors(lambda t: t[index : index + 1], targets)
-        self._check_loss(output, self.own(target), index)
+        self._check_loss(output, self._labels(target), index)
         self._fitting.add(kind)
 
     def _check_loss(self, output: Any, target: Any, index: int) -> None:

@@ -40,6 +40,13 @@ class Buffers:
         """Return copies that belong to the caller."""
         return {name: tensor.detach().clone() for name, tensor in self.current().items()}
 
+    def detach(self) -> None:
+        """Cut off the graph what a forward wrote, so that none reaches from sample to sample."""
+        for owner, key, _ in self._places:
+            tensor = owner._buffers[key]
+            if tensor is not None and tensor.requires_grad:
+                owner._buffers[key] = tensor.detach()
+
     def snapshot(self) -> dict[str, Tensor]:
         """Return copies of the buffers as they are now."""
         return {name: self._copy(name, tensor) for name, tensor in self.current().items()}

@@ -5,6 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from streamflow.pipeline.devices import Ready
+from streamflow.pipeline.states import Key
+
 
 @dataclass(slots=True)
 class Sample:
@@ -15,6 +18,7 @@ class Sample:
         is_learned: Whether it causes updates.
         target: What the loss compares the output with.
         weight: Factor of its loss, or None for one.
+        key: Its stream, for recurrent state.
         steps: Updates that stage 0 had made when it forwarded the sample.
     """
 
@@ -22,6 +26,7 @@ class Sample:
     is_learned: bool
     target: Any = None
     weight: Tensor | None = None
+    key: Key = None
     steps: int = 0
 
 
@@ -31,6 +36,7 @@ class Activation:
 
     sample: Sample
     values: tuple[Any, ...]
+    ready: Ready = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ class Peek:
     """Values on their way down that take no slot and leave no trace."""
 
     values: tuple[Any, ...]
+    key: Key = None
+    ready: Ready = None
     error: Exception | None = None
 
 
@@ -51,6 +59,7 @@ class Gradient:
     """The loss's gradient by a stage's outputs on its way up, or None for an empty one."""
 
     values: list[Tensor | None] | None
+    ready: Ready = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,7 @@ class Output:
 
     value: Any
     steps: int = 0
+    ready: Ready = None
     error: Exception | None = None
 
 

@@ -1,24 +1,31 @@
 """The pipeline: what a caller sees of stages, schedules and executors."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from streamflow.errors import ClosedError, SampleError, StageError
-from streamflow.pipeline import checks, options, saving, trees
+from streamflow.errors import ClosedError
+from streamflow.pipeline import checks, saving, trees
 from streamflow.pipeline.admission import Admission, Batch
-from streamflow.pipeline.inline import InlineExecutor
-from streamflow.pipeline.messages import Activation, Arrival, Drain, Output, Peek, Result, Sample
+from streamflow.pipeline.assembly import assemble
+from streamflow.pipeline.devices import device_of, move
+from streamflow.pipeline.flow import Flow
+from streamflow.pipeline.messages import Sample
+from streamflow.pipeline.options import (
+    Device,
+    Loss,
+    OptimizerFactory,
+    Options,
+    SchedulerFactory,
+)
 from streamflow.pipeline.partition import partition
-from streamflow.pipeline.randomness import Randomness
-from streamflow.pipeline.schedule import orders
-from streamflow.pipeline.stage import OptimizerFactory, Stage
-from streamflow.pipeline.threads import ThreadsExecutor
-from streamflow.pipeline.timeline import Record, Timeline
+from streamflow.pipeline.stage import Stage
+from streamflow.pipeline.states import initial_state
+from streamflow.pipeline.timeline import Timeline
+from streamflow.pipeline.updates import check_groups
 
 
 class Pipeline:
@@ -35,20 +42,30 @@ class Pipeline:
     Args:
         module: The network. It stays the caller's own: its parameters are the ones that learn.
         loss: ``(output, target)`` or ``(output)`` to a scalar; None for inference only.
-        optimizer: Called once per stage with the stage's parameters; gets ``step()`` per sample.
-        stages: Number of stages, cut so that the largest has the fewest parameters, or the names
-            of the modules to cut before.
+        optimizer: Called once per stage with the stage's parameters; gets ``step()`` per update.
+            A list has one for each stage.
+        stages: Number of stages, or the names of the modules to cut before.
         schedule: ``sequential``, ``1f1b``, ``greedy`` or ``lockstep``.
         backward: ``own``, ``stashed``, or with ``lockstep`` ``newest``.
         executor: ``inline``, ``threads`` or ``auto``, which is ``inline``.
-        devices: None: wherever the module is.
+        devices: Where stages compute: one device for all, or one per stage. The module's tensors
+            move there, and back when the pipeline is closed. None: wherever the module is.
         compile: ``"auto"`` or False.
-        state: Names of buffers that are recurrent state.
-        clip_norm: Largest norm of a gradient, per stage; with one stage of the whole network.
-        allow_nonfinite: Learn from losses and gradients that are not finite. By default such a
-            sample is predicted but causes no update in that stage and in those before it, and
-            ``counters["skipped"]`` counts it.
+        state: Names of buffers that are recurrent state: what a sample's forward leaves in them
+            the next sample of the same key finds there. Gradients reach one sample deep.
+        max_keys: Streams whose recurrent state is kept; beyond it the one that was not seen for
+            the longest is forgotten, and begins anew with the values of the module's construction.
         seed: Of dropout and other random operations, which have their own numbers per stage.
+        scheduler: Called once per stage with its optimizer; gets ``step()`` after every update.
+        groups: Settings of the optimizer for some parameters: by a pattern of parameter names
+            (``*`` matches anything), a dict like ``{"lr": 0.1}``. The first match counts.
+        accumulate: Learned samples whose mean gradient makes one update, per stage.
+        clip_norm: Largest norm of a gradient.
+        clip_over: Over which the norm is taken: each ``stage``, or the whole ``network``, which
+            ``sequential`` and one stage know in time.
+        allow_nonfinite: Learn from losses and gradients that are not finite. By default such a
+            sample is predicted but causes no update in that stage and in those before it (with
+            ``clip_over="network"`` in none), and ``counters["skipped"]`` counts it.
 
     Raises:
         OptionError: An option cannot work.
@@ -59,71 +76,66 @@ class Pipeline:
         self,
         module: nn.Module,
         *,
-        loss: Callable[..., Tensor] | None = None,
-        optimizer: OptimizerFactory | None = None,
-        stages: int | Sequence[str] = 1,
+        loss: Loss | None = None,
+        optimizer: OptimizerFactory | Sequence[OptimizerFactory] | None = None,
+        stages: int | str | Sequence[str] = 1,
+        rate: float | None = None,
         schedule: str = "1f1b",
         backward: str = "own",
         executor: str = "auto",
-        devices: None = None,
+        devices: Device | Sequence[Device] | None = None,
         compile: str | bool = "auto",
         state: Sequence[str] = (),
+        max_keys: int = 10_000,
         seed: int = 0,
+        scheduler: SchedulerFactory | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        accumulate: int = 1,
         clip_norm: float | None = None,
+        clip_over: str = "stage",
         allow_nonfinite: bool = False,
     ) -> None:
-        options.check_schedule(schedule, backward)
-        options.check_stages(stages)
-        options.check_executor(executor)
-        options.check_compile(compile)
-        options.check_learning(loss, optimizer)
-        options.check_clip_norm(clip_norm)
-        options.refuse("devices", devices, None)
-        options.refuse("state", tuple(state), ())
+        self._options = Options(
+            loss=loss,
+            optimizer=optimizer,
+            stages=stages,
+            rate=rate,
+            schedule=schedule,
+            backward=backward,
+            executor=executor,
+            devices=devices,
+            compile=compile,
+            state=tuple(state),
+            max_keys=max_keys,
+            seed=seed,
+            scheduler=scheduler,
+            groups=groups or {},
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            clip_over=clip_over,
+            allow_nonfinite=allow_nonfinite,
+        )
+        check_groups(module, self._options)
         self._module = module
-        self._loss = loss
-        self._schedule, self._backward = schedule, backward
-        self._device = _device(module)
-        self._stages = self._build(
-            stages, optimizer, seed, clip_norm=clip_norm, allow_nonfinite=allow_nonfinite
-        )
-        chosen = ThreadsExecutor if executor == "threads" else InlineExecutor
-        self._executor: ThreadsExecutor | InlineExecutor = chosen(
-            self._stages, orders(schedule, len(self._stages))
-        )
-        self._admission = Admission(loss, self._device, lambda row: self._peek([row])[0])
+        self._home = device_of(module)
+        self._initial = initial_state(module, self._options.state)
+        self._settle(partition(module, stages).names[1:], executor)
         self._num_samples = self._num_learned = 0
-        self._has_gradients = self._is_closed = False
-        self._failure: StageError | None = None
+        self._is_closed = False
         self.steps: list[int] = []
 
-    def _build(
-        self,
-        stages: int | Sequence[str],
-        optimizer: OptimizerFactory | None,
-        seed: int,
-        **learning: Any,
-    ) -> list[Stage]:
-        cut = partition(self._module, stages)
-        last = len(cut.modules) - 1
-        return [
-            Stage(
-                module,
-                index=index,
-                name=name,
-                lag=order.lag,
-                may_keep=order.is_greedy,
-                backward=self._backward,
-                loss=self._loss if index == last else None,
-                has_target=self._loss is not None and checks.takes_target(self._loss),
-                optimizer=optimizer,
-                randomness=Randomness(seed, index, self._device),
-                **learning,
-            )
-            for index, (module, name, order) in enumerate(
-                zip(cut.modules, cut.names, orders(self._schedule, last + 1), strict=True)
-            )
-        ]
+    def _settle(self, cuts: Sequence[str], executor: str) -> None:
+        """Build the stages."""
+        assembly = assemble(self._module, cuts, executor, self._options, self._initial)
+        self._stages: list[Stage] = assembly.stages
+        self._flow = Flow(assembly, clip_norm=self._options.clip_norm)
+        self._admission = Admission(
+            self._options.loss,
+            input_device=self._stages[0].lane.device,
+            output_device=self._stages[-1].lane.device,
+            has_state=bool(self._options.state),
+            predict=lambda row: self._flow.peek([row], [None])[0],
+        )
 
     def __enter__(self) -> Self:
         self._check_usable()
@@ -141,11 +153,12 @@ class Pipeline:
             self._abandon()
 
     def __repr__(self) -> str:
-        status = "broken" if self._failure else "closed" if self._is_closed else "open"
+        status = "broken" if self._flow.failure else "closed" if self._is_closed else "open"
         count = len(self._stages)
+        devices = ", ".join(dict.fromkeys(str(stage.lane.device) for stage in self._stages))
         return (
-            f"<Pipeline {status}: {count} stage{'s' * (count > 1)}, {self._schedule}, "
-            f"{self._backward}, {self._executor.name} on {self._device}, "
+            f"<Pipeline {status}: {count} stage{'s' * (count > 1)}, {self._options.schedule}, "
+            f"{self._options.backward}, {self._flow.assembly.executor.name} on {devices}, "
             f"{self._num_samples} samples, updates {self.counters['updates']}>"
         )
 
@@ -156,12 +169,17 @@ class Pipeline:
 
     @property
     def counters(self) -> dict[str, Any]:
-        """Samples taken in and to be learned, and per stage updates made and samples skipped."""
+        """What happened so far.
+
+        ``samples`` taken in and those of them to be ``learned``; per stage ``updates`` made and
+        samples ``skipped``; streams whose recurrent state was ``forgotten``.
+        """
         return {
             "samples": self._num_samples,
             "learned": self._num_learned,
-            "updates": [stage.updates for stage in self._stages],
-            "skipped": [stage.skipped for stage in self._stages],
+            "updates": [stage.updates.made for stage in self._stages],
+            "skipped": [stage.updates.skipped for stage in self._stages],
+            "forgotten": max((stage.states.forgotten for stage in self._stages), default=0),
         }
 
     def process(
@@ -182,7 +200,8 @@ class Pipeline:
             learn: Bool (n,): which samples cause updates. By default all, if there are targets or
                 the loss needs none. Targets of the others are ignored.
             weights: Float (n,): factor of each sample's loss.
-            keys: The stream of each sample, for recurrent state.
+            keys: The stream of each sample (n,), str or int, for recurrent state; by default all
+                are of one stream.
 
         Returns:
             Outputs (n, ...) in input order, owned by the caller. Row i was computed with the
@@ -193,13 +212,12 @@ class Pipeline:
             StageError: A stage raised; the pipeline is broken.
         """
         self._check_usable()
-        options.refuse("keys", keys, None)
-        samples = self._number(self._admission.admit(inputs, targets, learn, weights))
+        batch = self._admission.admit(inputs, targets, learn, weights, keys)
+        samples = self._number(batch)
         self.steps = []
         if not samples:
             return self._no_outputs(inputs)
-        results = self._exchange(samples, len(samples))
-        outputs = [result for result in results if isinstance(result, Output)]
+        outputs = self._flow.send(samples, batch.inputs)
         self.steps = [output.steps for output in outputs]
         return trees.stack_samples([output.value for output in outputs])
 
@@ -217,27 +235,25 @@ class Pipeline:
     def infer(self, inputs: Any, keys: Any = None) -> Any:
         """Predict each sample as if it were the next one, and leave no trace.
 
-        Uses the weights, buffers and random numbers that the next forward would use, takes no slot
-        in the schedule and writes nothing.
+        Uses the weights, buffers, recurrent state and random numbers that the next forward would
+        use, takes no slot in the schedule and writes nothing.
 
         Raises:
             SampleError: A sample does not fit the network; the pipeline is as it was.
         """
         self._check_usable()
-        options.refuse("keys", keys, None)
         count = checks.count(inputs, "inputs")
         checks.raise_first(checks.find_not_finite(inputs, "inputs"))
+        streams = self._admission.keys(keys, count)
         if count == 0:
             return self._no_outputs(inputs)
         rows = trees.split_samples(self._admission.own(inputs), count)
-        return trees.stack_samples(self._peek(rows))
+        return trees.stack_samples(self._flow.peek(rows, streams))
 
     def drain(self) -> None:
         """Apply every gradient in flight, in schedule order; the next sample enters at slot 0."""
         self._check_usable()
-        if self._has_gradients:
-            self._exchange([Drain()], len(self._stages))
-            self._has_gradients = False
+        self._flow.drain()
 
     @contextmanager
     def timeline(self) -> Iterator[Timeline]:
@@ -249,23 +265,19 @@ class Pipeline:
         """
         self.drain()
         timeline = Timeline(len(self._stages))
-        self._watch(timeline.events.append)
+        self._flow.watch(timeline.events.append)
         try:
             yield timeline
             self.drain()
         finally:
-            self._watch(None)
-
-    def _watch(self, record: Record | None) -> None:
-        for worker in self._executor.workers:
-            worker.record = record
+            self._flow.watch(None)
 
     def close(self) -> None:
         """Drain and take no more samples; closing again does nothing."""
         if self._is_closed:
             return
         try:
-            if self._failure is None:
+            if self._flow.failure is None:
                 self.drain()
         finally:
             self._abandon()
@@ -275,17 +287,18 @@ class Pipeline:
 
         Returns:
             ``module`` and ``optimizer`` under the names of the caller's module, ``counters``, and
-            ``random``, the random state of each stage.
+            what else goes on: ``schedulers`` and ``random`` states per stage, ``accumulated``
+            gradients, ``recurrent`` states, and the ``cuts``.
         """
-        if self._failure is not None:
-            raise self._failure
+        if self._flow.failure is not None:
+            raise self._flow.failure
         if not self._is_closed:
             self.drain()
         return {
             "module": saving.copy(dict(self._module.state_dict())),
-            "optimizer": saving.save_optimizers(self._stages),
             "counters": self.counters,
-            "random": [stage.randomness.state.clone() for stage in self._stages],
+            "cuts": list(self._flow.assembly.cuts),
+            **saving.save(self._stages),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -296,80 +309,29 @@ class Pipeline:
         """
         self.drain()
         self._module.load_state_dict(state["module"])
-        saving.load_optimizers(self._stages, state["optimizer"])
-        counters = state["counters"]
-        self._num_samples, self._num_learned = counters["samples"], counters["learned"]
-        updates, skipped = counters["updates"], counters["skipped"]
-        random_states = state.get("random", [])
-        if len(updates) != len(self._stages):
-            count = len(self._stages)
-            updates, skipped, random_states = [updates[0]] * count, [skipped[0]] * count, []
-        for stage, made, lost in zip(self._stages, updates, skipped, strict=True):
-            stage.updates, stage.skipped = made, lost
-        for stage, random_state in zip(self._stages, random_states, strict=False):
-            stage.randomness.state = random_state.clone()
+        saving.load(self._stages, state)
+        self._num_samples = state["counters"]["samples"]
+        self._num_learned = state["counters"]["learned"]
 
     def _no_outputs(self, inputs: Any) -> Any:
         return trees.map_tensors(lambda t: t[:0].clone(), self._admission.output_of(inputs))
 
     def _check_usable(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._flow.failure is not None:
+            raise self._flow.failure
         if self._is_closed:
             msg = "pipeline: expected an open one, got one that was closed; build a new one"
             raise ClosedError(msg)
 
     def _abandon(self) -> None:
-        self._executor.close()
+        self._flow.close()
         self._is_closed = True
+        if self._options.devices is not None:
+            move(self._module, self._module, self._home)
 
-    def _exchange(self, arrivals: Iterable[Arrival], count: int) -> list[Result]:
-        """Send arrivals through the stages; whatever interrupts that breaks the pipeline."""
-        try:
-            for arrival in arrivals:
-                self._executor.submit(arrival)
-            return self._executor.collect(count)
-        except BaseException as error:
-            self._failure = error if isinstance(error, StageError) else _interrupted(error)
-            self._executor.close()
-            raise
-
-    def _number(self, batch: Batch) -> list[Activation]:
+    def _number(self, batch: Batch) -> list[Sample]:
         first = self._num_samples
         self._num_samples += len(batch.inputs)
         self._num_learned += sum(batch.is_learned)
-        self._has_gradients = self._has_gradients or bool(batch.inputs)
-        rows = zip(batch.inputs, batch.targets, batch.weights, batch.is_learned, strict=True)
-        return [
-            Activation(Sample(first + index, is_learned, target, weight), (values,))
-            for index, (values, target, weight, is_learned) in enumerate(rows)
-        ]
-
-    def _peek(self, rows: Sequence[Any]) -> list[Any]:
-        results = self._exchange([Peek((row,)) for row in rows], len(rows))
-        return [_value(result, index) for index, result in enumerate(results)]
-
-
-def _device(module: nn.Module) -> torch.device:
-    tensor = next(module.parameters(), next(module.buffers(), None))
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _value(result: Result, index: int) -> Any:
-    assert isinstance(result, Output)
-    if result.error is not None:
-        msg = (
-            f"inputs: expected samples that the network takes, got {result.error}; "
-            "compare shape and dtype"
-        )
-        raise SampleError(msg, index=index) from result.error
-    return result.value
-
-
-def _interrupted(error: BaseException) -> StageError:
-    failure = StageError(
-        f"pipeline: expected to finish the call, got {type(error).__name__}; "
-        "build a new pipeline, this one is broken"
-    )
-    failure.__cause__ = error
-    return failure
+        rows = zip(batch.is_learned, batch.targets, batch.weights, batch.keys, strict=True)
+        return [Sample(first + index, *row) for index, row in enumerate(rows)]

@@ -1,6 +1,6 @@
-"""Optimizer state under the user's parameter names, so that it fits any number of stages."""
+"""The state of a pipeline under the user's names, so that it fits any number of stages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from streamflow.pipeline import trees
 from streamflow.pipeline.stage import Stage
+from streamflow.pipeline.updates import Updates
 
 _NOT_SETTINGS = ("params", "param_names")
 
@@ -17,24 +18,58 @@ def copy(tree: Any) -> Any:
     return trees.map_tensors(lambda tensor: tensor.detach().clone(), tree)
 
 
-def save_optimizers(stages: Iterable[Stage]) -> dict[str, Any]:
+def save(stages: Sequence[Stage]) -> dict[str, Any]:
+    """Return what stages know beside weights and counters; they must be drained."""
+    return {
+        "optimizer": _save_optimizers(stages),
+        "schedulers": [_save_scheduler(stage.updates) for stage in stages],
+        "accumulated": _save_accumulated(stages),
+        "recurrent": _save_recurrent(stages),
+        "random": [stage.randomness.state.clone() for stage in stages],
+    }
+
+
+def load(stages: Sequence[Stage], saved: dict[str, Any]) -> None:
+    """Give stages what :func:`save` returned and the counters, from any number of stages."""
+    _load_optimizers(stages, saved["optimizer"])
+    _load_accumulated(stages, saved.get("accumulated", {}))
+    _load_recurrent(stages, saved.get("recurrent"))
+    counters = saved["counters"]
+    made, skipped, random_states = counters["updates"], counters["skipped"], saved.get("random", [])
+    schedulers = saved.get("schedulers", [])
+    is_same = len(made) == len(stages)
+    if made and not is_same:
+        count = len(stages)
+        made, skipped, random_states = [made[0]] * count, [skipped[0]] * count, []
+    for stage, updates, lost in zip(stages, made, skipped, strict=False):
+        stage.updates.made, stage.updates.skipped = updates, lost
+        stage.states.forgotten = counters.get("forgotten", 0)
+    for stage, random_state in zip(stages, random_states, strict=False):
+        stage.randomness.state = random_state.clone()
+    for index, stage in enumerate(stages):
+        _load_scheduler(stage.updates, schedulers, index if is_same else None)
+
+
+def _save_optimizers(stages: Iterable[Stage]) -> dict[str, Any]:
     """Return ``state`` and ``settings`` (learning rate and the like) of every parameter by name."""
     state, settings = {}, {}
     for stage in stages:
-        for name, parameter, group in _groups(stage):
-            assert stage.optimizer is not None
-            state[name] = copy(dict(stage.optimizer.state.get(parameter, {})))
+        for name, parameter, group in _groups(stage.updates):
+            assert stage.updates.optimizer is not None
+            state[name] = copy(dict(stage.updates.optimizer.state.get(parameter, {})))
             settings[name] = copy({k: v for k, v in group.items() if k not in _NOT_SETTINGS})
     return {"state": state, "settings": settings}
 
 
-def load_optimizers(stages: Iterable[Stage], saved: dict[str, Any]) -> None:
-    """Set what :func:`save_optimizers` returned; settings only where a whole group agrees."""
+def _load_optimizers(stages: Iterable[Stage], saved: dict[str, Any]) -> None:
+    """Set states by name; settings only where a whole group agrees."""
     for stage in stages:
         agreed: dict[int, tuple[dict[str, Any], dict[str, Any] | None]] = {}
-        for name, parameter, group in _groups(stage):
-            assert stage.optimizer is not None
-            stage.optimizer.state[parameter] = _moved(saved["state"].get(name, {}), parameter)
+        for name, parameter, group in _groups(stage.updates):
+            assert stage.updates.optimizer is not None
+            stage.updates.optimizer.state[parameter] = _moved(
+                saved["state"].get(name, {}), parameter
+            )
             settings = saved["settings"].get(name)
             _, known = agreed.setdefault(id(group), (group, settings))
             agreed[id(group)] = (group, settings if settings == known else None)
@@ -51,11 +86,96 @@ def _moved(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     return {key: moved(key, value) for key, value in state.items()}
 
 
-def _groups(stage: Stage) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
-    optimizer: torch.optim.Optimizer | None = stage.optimizer
+def _groups(updates: Updates) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
+    optimizer: torch.optim.Optimizer | None = updates.optimizer
     if optimizer is None:
         return
-    names = {id(parameter): name for name, parameter in stage.parameters.items()}
+    names = {id(parameter): name for name, parameter in updates.parameters.items()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield names[id(parameter)], parameter, group
+
+
+def _save_scheduler(updates: Updates) -> dict[str, Any] | None:
+    return None if updates.scheduler is None else copy(updates.scheduler.state_dict())
+
+
+def _load_scheduler(
+    updates: Updates, saved: Sequence[dict[str, Any] | None], index: int | None
+) -> None:
+    """Set the state of the same stage, or of another that has made as many steps."""
+    if updates.scheduler is None or updates.optimizer is None:
+        return
+    if index is not None:
+        state = saved[index] if index < len(saved) else None
+    else:
+        state = next((state for state in saved if state is not None), None)
+    if state is None:
+        return
+    if index is None:
+        state = _with_rates(state, updates.optimizer.param_groups)
+    updates.scheduler.load_state_dict(copy(state))
+
+
+def _with_rates(state: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Replace the rates of the groups that a scheduler remembers by those of other groups."""
+    known = {"base_lrs": "initial_lr", "_last_lr": "lr"}
+    return {
+        key: [group.get(known[key], group["lr"]) for group in groups]
+        if key in known
+        else [_with_rates(part, groups) for part in value]
+        if key == "_schedulers"
+        else value
+        for key, value in state.items()
+    }
+
+
+def _save_accumulated(stages: Iterable[Stage]) -> dict[str, Any]:
+    """Return by parameter how many gradients of a started group there are, and their sum."""
+    return {
+        name: {
+            "count": stage.updates.pending,
+            "gradient": None if parameter.grad is None else parameter.grad.detach().clone(),
+        }
+        for stage in stages
+        if stage.updates.pending
+        for name, parameter in stage.updates.parameters.items()
+    }
+
+
+def _load_accumulated(stages: Iterable[Stage], saved: dict[str, Any]) -> None:
+    for stage in stages:
+        parameters = stage.updates.parameters
+        counts = {name: saved[name]["count"] if name in saved else 0 for name in parameters}
+        # Stages that skipped a sample have fewer; what joins them keeps its mean.
+        stage.updates.pending = pending = min(counts.values(), default=0)
+        for name, parameter in parameters.items():
+            gradient = saved[name]["gradient"] if pending else None
+            if gradient is not None:
+                gradient = gradient.to(parameter.device, copy=True) * (pending / counts[name])
+            parameter.grad = gradient
+
+
+def _save_recurrent(stages: Iterable[Stage]) -> dict[str, Any]:
+    initial: dict[str, Tensor] = {}
+    values: dict[str, list[Tensor]] = {}
+    keys: list[Any] = []
+    for stage in stages:
+        if not stage.states:
+            continue
+        sets = stage.states.save()
+        keys = [key for key, _ in sets]
+        initial |= copy(stage.states.initial)
+        values |= {name: [found[name] for _, found in sets] for name in stage.states.initial}
+    return {"keys": keys, "initial": initial, "values": values}
+
+
+def _load_recurrent(stages: Iterable[Stage], saved: dict[str, Any] | None) -> None:
+    for stage in stages:
+        if not stage.states or not saved or not saved["initial"]:
+            continue
+        sets = [
+            (key, {name: saved["values"][name][index] for name in stage.states.initial})
+            for index, key in enumerate(saved["keys"])
+        ]
+        stage.states.load(saved["initial"], sets)

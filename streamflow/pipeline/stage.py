@@ -1,7 +1,7 @@
-"""One stage: a run of layers with its optimizer, and the mathematics of forward and backward."""
+"""One stage: a run of layers, and the mathematics of its forward and backward."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch.func import functional_call
 
 from streamflow.pipeline import trees
 from streamflow.pipeline.buffers import Buffers
+from streamflow.pipeline.devices import Lane
 from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.randomness import Randomness
-
-OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+from streamflow.pipeline.states import Key, States
+from streamflow.pipeline.updates import Updates
 
 
 @dataclass(slots=True)
@@ -56,21 +57,23 @@ def _spread(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 class Stage:
-    """Runs forwards, backwards and updates of one stage, in whatever order it is told.
+    """Runs forwards and backwards of one stage, in whatever order it is told.
 
     Args:
         module: The stage's layers; called with the values that cross the cut before it.
         index: Which stage it is, from zero.
         name: First module of the stage, for messages.
-        lag: Updates between a sample's forward and backward; at 0 the graph of the forward serves.
+        lag: Samples between a sample's forward and backward; at 0 the graph of the forward serves.
         may_keep: Keep graphs although the lag may be larger, and use those that are still valid.
         backward: Input and weights at which a gradient is taken.
         loss: Of the last stage: (output, target) or (output) to a scalar.
         has_target: Whether the loss takes a target.
-        optimizer: Called once with the stage's parameters.
+        updates: What becomes of gradients.
+        states: The stage's recurrent state.
         randomness: Where dropout and the like draw from.
-        clip_norm: Largest norm of this stage's gradient.
+        lane: Where the stage computes.
         allow_nonfinite: Apply gradients that are not finite instead of skipping them.
+        defers_updates: Leave updates to somebody who sees all stages.
     """
 
     def __init__(
@@ -84,24 +87,24 @@ class Stage:
         backward: str,
         loss: Callable[..., Tensor] | None,
         has_target: bool,
-        optimizer: OptimizerFactory | None,
+        updates: Updates,
+        states: States,
         randomness: Randomness,
-        clip_norm: float | None = None,
-        allow_nonfinite: bool = False,
+        lane: Lane,
+        allow_nonfinite: bool,
+        defers_updates: bool,
     ) -> None:
         self.module = module
         self.index = index
         self.name = name
-        self.updates = 0
-        self.skipped = 0
-        self.parameters = dict(module.named_parameters())
-        self.buffers = Buffers(module)
+        self.updates = updates
+        self.states = states
         self.randomness = randomness
-        self.optimizer = (
-            optimizer(list(self.parameters.values())) if optimizer and self.parameters else None
-        )
-        self._clip_norm = clip_norm
+        self.lane = lane
+        self.parameters = updates.parameters
+        self.buffers = Buffers(module)
         self._allow_nonfinite = allow_nonfinite
+        self.defers_updates = defers_updates
         self._loss = loss
         self._has_target = has_target
         self._lag = lag
@@ -114,30 +117,43 @@ class Stage:
         self._stash_version = -1
 
     def __repr__(self) -> str:
-        return f"<Stage {self.index} ({self.name}): {self.updates} updates>"
+        return f"<Stage {self.index} ({self.name}): {self.updates.made} updates>"
+
+    def replace(self, module: nn.Module, whole: nn.Module) -> None:
+        """Take another cut of the same layers; nothing may be in flight."""
+        self.module = module
+        self.buffers = Buffers(module)
+        self.states.bind(module, whole)
+        self._newest = None
 
     def forward(self, sample: Sample, values: tuple[Any, ...]) -> tuple[Any, Held]:
         """Run the stage on a new sample; return detached outputs and what backward needs."""
         if self.index == 0:
-            sample.steps = self.updates
+            sample.steps = self.updates.made
         keeps = sample.is_learned and self._keeps_graph
         held = Held(sample, values)
+        if self.states:
+            self.states.enter(sample.key)
         if self._lag:
             self._remember(held)
         with torch.set_grad_enabled(keeps):
             inputs = self._leaves(values) if keeps else values
             outputs = self.randomness.draw(lambda: self._call(inputs))
-        self._version += len(self.buffers) > 0
+        if self.states:
+            self.states.leave(sample.key)
+        if self.buffers:
+            self._version += 1
+            self.buffers.detach()
         if keeps:
             held.values, held.outputs, held.version = inputs, outputs, self._version
             outputs = trees.detach(outputs)
         return outputs, held
 
     def backward(self, held: Held, gradient: list[Tensor | None]) -> list[Tensor | None] | None:
-        """Leave the gradient of one sample in ``.grad``; return it with respect to the inputs.
+        """Offer the gradient of one sample; return it with respect to the inputs.
 
         ``gradient`` holds one entry per float tensor of the stage's outputs; the stage with the
-        loss ignores it. Returns None, and leaves nothing, where loss or gradient is not finite.
+        loss ignores it. Returns None, and offers nothing, where loss or gradient is not finite.
         """
         inputs, outputs = self._graph(held)
         weights = self.parameters if held.weights is None else held.weights
@@ -145,35 +161,33 @@ class Stage:
         wanted = [w for w in weights.values() if w.requires_grad]
         leaves = trees.floats(inputs) if self.index else []
         found: tuple[Tensor | None, ...] = (None,) * (len(wanted) + len(leaves))
-        if roots:
+        if roots and found:
             found = torch.autograd.grad(roots, wanted + leaves, seeds, allow_unused=True)
         if not self._allow_nonfinite and not _are_finite(
             *(roots if self._loss is not None else ()), *found
         ):
-            self.skipped += 1
+            self.updates.skipped += 1
             return None
-        trainable = [p for p in self.parameters.values() if p.requires_grad]
-        for parameter, grad in zip(trainable, found, strict=False):
-            parameter.grad = grad
+        self.updates.offer(found[: len(wanted)])
         return list(found[len(wanted) :])
 
     def update(self) -> None:
-        """Let the optimizer apply the gradients of the last backward."""
-        if self.optimizer is not None:
-            if self._clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters.values(), self._clip_norm)
-            self.optimizer.step()
-        for parameter in self.parameters.values():
-            parameter.grad = None
-        self.updates += 1
+        """Apply the gradient that the last backward offered, or those of its whole group."""
+        if not self.defers_updates and self.updates.accept():
+            self.apply()
+
+    def apply(self) -> None:
+        """Update the weights."""
+        self.updates.apply()
         self._version += 1
 
-    def peek(self, values: tuple[Any, ...]) -> Any:
+    def peek(self, values: tuple[Any, ...], key: Key) -> Any:
         """Run the stage as its next forward would, and leave no trace."""
         copied = trees.map_tensors(torch.Tensor.clone, values)
         versions = [tensor._version for tensor in trees.tensors(copied)]
+        tensors = {**self.buffers.clone(), **self.states.of(key)}
         with torch.no_grad():
-            outputs = self.randomness.probe(lambda: call(self.module, copied, self.buffers.clone()))
+            outputs = self.randomness.probe(lambda: call(self.module, copied, tensors))
         written = [tensor._version for tensor in trees.tensors(copied)] != versions
         self._writes_inputs = self._writes_inputs or written
         return outputs
@@ -196,12 +210,12 @@ class Stage:
         self._newest = held
 
     def _stashed(self) -> dict[str, Tensor]:
-        if self._stash_version != self.updates:
+        if self._stash_version != self.updates.made:
             self._stash = {
                 name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
                 for name, parameter in self.parameters.items()
             }
-            self._stash_version = self.updates
+            self._stash_version = self.updates.made
         return self._stash
 
     def _graph(self, held: Held) -> tuple[tuple[Any, ...], Any]:

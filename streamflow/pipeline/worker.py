@@ -4,7 +4,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from streamflow.errors import StageError
+from torch import nn
+
+from streamflow.errors import OptionError, StageError
 from streamflow.pipeline.messages import (
     Activation,
     Arrival,
@@ -18,6 +20,8 @@ from streamflow.pipeline.messages import (
 from streamflow.pipeline.schedule import Action, Order
 from streamflow.pipeline.stage import Held, Stage
 from streamflow.pipeline.timeline import Event, Record
+
+BATCHES = nn.modules.batchnorm._NormBase
 
 # The last stage's gradients come from its own loss.
 _FROM_LOSS = Gradient([])
@@ -85,10 +89,11 @@ class Worker:
         return True
 
     def _perform(self, action: Action) -> None:
-        if action is Action.BACKWARD:
-            self._backward(self._held.popleft(), self._gradients.popleft())
-        else:
-            self._take(self._arrivals.popleft())
+        with self.stage.lane.enter():
+            if action is Action.BACKWARD:
+                self._backward(self._held.popleft(), self._gradients.popleft())
+            else:
+                self._take(self._arrivals.popleft())
 
     def _perform_recorded(self, action: Action, record: Record) -> None:
         arrival = self._held[0] if action is Action.BACKWARD else self._arrivals[0]
@@ -109,45 +114,61 @@ class Worker:
                 self.down(arrival)
 
     def _forward(self, arrival: Activation) -> None:
-        sample = arrival.sample
+        sample, lane = arrival.sample, self.stage.lane
         try:
-            outputs, held = self.stage.forward(sample, arrival.values)
+            values = lane.bring(arrival.values, arrival.ready)
+            outputs, held = self.stage.forward(sample, values)
         except Exception as error:
-            raise self._failure(Action.FORWARD, sample.number, error) from error
+            raise failure(self.stage, "forward", sample.number, error) from error
         self._held.append(held)
         if self.down is not None:
-            self.down(Activation(sample, outputs))
+            self.down(Activation(sample, outputs, lane.ready()))
         else:
-            self._report(Output(outputs, sample.steps))
+            self._report(Output(outputs, sample.steps, lane.ready()))
             self._gradients.append(_FROM_LOSS if sample.is_learned else _EMPTY)
 
     def _backward(self, held: Held, gradient: Gradient) -> None:
-        upward = _EMPTY
+        upward, lane = _EMPTY, self.stage.lane
         try:
             if gradient.values is not None:
-                upward = Gradient(self.stage.backward(held, gradient.values))
+                values = lane.bring(gradient.values, gradient.ready)
+                upward = Gradient(self.stage.backward(held, values), lane.ready())
             if self.up is not None:
                 self.up(upward)
             if upward.values is not None:
                 self.stage.update()
         except Exception as error:
-            raise self._failure(Action.BACKWARD, held.sample.number, error) from error
+            raise failure(self.stage, "backward", held.sample.number, error) from error
 
     def _peek(self, peek: Peek) -> None:
-        outputs, error = peek.values, peek.error
+        outputs, error, lane = peek.values, peek.error, self.stage.lane
         if error is None:
             try:
-                outputs = self.stage.peek(peek.values)
+                outputs = self.stage.peek(lane.bring(peek.values, peek.ready), peek.key)
             except Exception as raised:
-                error = raised
+                error = explained(self.stage.module, raised)
         if self.down is not None:
-            self.down(Peek(outputs, error))
+            self.down(Peek(outputs, peek.key, lane.ready(), error))
         else:
-            self._report(Output(outputs, error=error))
+            self._report(Output(outputs, ready=lane.ready(), error=error))
 
-    def _failure(self, action: Action, number: int, error: Exception) -> StageError:
-        return StageError(
-            f"stage {self.stage.index} ({self.stage.name}), sample {number}: "
-            f"expected {action.name.lower()} to succeed, got {type(error).__name__}: {error}; "
-            "correct the cause and build a new pipeline, this one is broken"
-        )
+
+def failure(stage: Stage, action: str, number: int, error: Exception) -> StageError:
+    """Return what the caller gets where a stage raised."""
+    return StageError(
+        f"stage {stage.index} ({stage.name}), sample {number}: "
+        f"expected {action} to succeed, got {type(error).__name__}: {error}; "
+        "correct the cause and build a new pipeline, this one is broken"
+    )
+
+
+def explained(module: nn.Module, error: Exception) -> Exception:
+    """Return the error of a stage, or one with a cure where the network itself is to blame."""
+    if "more than 1 value per channel" not in str(error):
+        return error
+    names = [f"{type(m).__name__} {n}" for n, m in module.named_modules() if isinstance(m, BATCHES)]
+    return OptionError(
+        f"module: expected layers that learn from one sample at a time, got {', '.join(names)}, "
+        "which would normalise a single value by itself; use nn.LayerNorm in its place, or put it "
+        "into evaluation mode"
+    )

@@ -34,7 +34,7 @@ def test_steps_count_the_updates_behind_each_output() -> None:
         assert pipe.steps == [0, 0, 1, 2, 3]
         pipe.process(inputs[:1], targets[:1])
         assert pipe.steps == [4]
-        assert pipe.counters == {"samples": 6, "learned": 6, "updates": [5, 6], "skipped": [0, 0]}
+        assert pipe.counters == {"samples": 6, "learned": 6, "updates": [5, 6], "skipped": [0, 0], "forgotten": 0}
     assert pipe.counters["updates"] == [6, 6]
 
 
