@@ -18,9 +18,10 @@ A backward is the vector-Jacobian product of the stage at an input and at weight
     newest        of the newest sample the stage forwarded     current
 
 It sees the buffers as the forward of that input saw them, and writes none. A sample that is not
-learned keeps its slots: its gradient is empty and nothing is updated. After a drain the next sample
-enters at slot 0. ``greedy`` has no slots: it is given as the order that a run of it recorded, and
-where stages never wait for each other that order is the one of ``sequential``.
+learned keeps its slots: its gradient is empty and nothing is updated. Of ``accumulate`` learned
+samples a stage takes the mean gradient (G of them) and makes one update. After a drain the next
+sample enters at slot 0. ``greedy`` has no slots: it is given as the order that a run of it
+recorded, and where stages never wait for each other that order is the one of ``sequential``.
 """
 
 import itertools
@@ -63,6 +64,7 @@ def run(
     order: Sequence[Step],
     *,
     backward: str = "own",
+    accumulate: int = 1,
 ) -> list[Tensor]:
     """Predict and learn in the given order; return the outputs and leave the weights learned."""
     last = len(stages) - 1
@@ -70,6 +72,7 @@ def run(
     gradients: list[dict[int, Tensor | None]] = [{} for _ in stages]
     seen: list[dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]] = [{} for _ in stages]
     newest = [-1] * len(stages)
+    started: list[list[tuple[Tensor | None, ...]]] = [[] for _ in stages]
     for action, s, n in order:
         stage = stages[s]
         if action == "forward":
@@ -89,11 +92,18 @@ def run(
             if s > 0:
                 gradients[s - 1][n] = found[-1]
             optimizer = optimizers[s]
-            if optimizer is not None:
-                for parameter, gradient in zip(stage.parameters(), found, strict=False):
-                    parameter.grad = gradient
+            started[s].append(found)
+            if optimizer is not None and len(started[s]) == accumulate:
+                for parameter, *gradients_G in zip(stage.parameters(), *started[s], strict=False):
+                    parameter.grad = _mean(gradients_G)
                 optimizer.step()
+                started[s].clear()
     return [values[-1][n] for n in range(len(inputs))]
+
+
+def _mean(gradients_G: Sequence[Tensor | None]) -> Tensor | None:
+    present = [gradient for gradient in gradients_G if gradient is not None]
+    return sum(present[1:], present[0]) * (1 / len(gradients_G)) if present else None
 
 
 def _copy(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:

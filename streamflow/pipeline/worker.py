@@ -22,6 +22,8 @@ from streamflow.pipeline.stage import Held, Stage
 from streamflow.pipeline.timeline import Event, Record
 
 BATCHES = nn.modules.batchnorm._NormBase
+# What these layers say of a batch of one whose channels hold a single value.
+ONE_VALUE = ("more than 1 value per channel", "more than 1 spatial element")
 
 # The last stage's gradients come from its own loss.
 _FROM_LOSS = Gradient([])
@@ -164,7 +166,7 @@ def failure(stage: Stage, action: str, number: int, error: Exception) -> StageEr
 
 def explained(module: nn.Module, error: Exception) -> Exception:
     """Return the error of a stage, or one with a cure where the network itself is to blame."""
-    if "more than 1 value per channel" not in str(error):
+    if not any(what in str(error) for what in ONE_VALUE):
         return error
     names = [f"{type(m).__name__} {n}" for n, m in module.named_modules() if isinstance(m, BATCHES)]
     return OptionError(

@@ -90,6 +90,7 @@ def expected(
     schedule: str,
     backward: str,
     order: list[reference.Step] | None = None,
+    accumulate: int = 1,
 ) -> tuple[Tensor, nn.Sequential]:
     """Return what the reference predicts and the network it learns."""
     net = copy.deepcopy(net)
@@ -112,6 +113,7 @@ def expected(
         learned,
         order,
         backward=backward,
+        accumulate=accumulate,
     )
     return torch.cat(outputs) if outputs else inputs[:0], net
 
