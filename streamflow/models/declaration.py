@@ -19,6 +19,9 @@ Arguments: TypeAlias = dict[str, Any] | list[Any] | str | float | bool | None
 Layer: TypeAlias = str | dict[str, Arguments]
 """A layer: its name in ``torch.nn``, alone or with its arguments; ``Linear: [5, 64]``."""
 
+Made: TypeAlias = str | dict[str, dict[str, Any]]
+"""Something of torch by its name, alone or with its options; ``SGD: {lr: 0.1}``."""
+
 Task: TypeAlias = Literal["regression", "binary", "classification"]
 
 OUTPUT_FIELDS = ("prediction", "scores", "target", "step", "source")
@@ -82,13 +85,31 @@ class Model(Operator):
         description="Loss of torch.nn.functional, alone or with its options, or "
         "package.module:callable of (output, target); by default the usual one for the task.",
     )
-    optimizer: str | dict[str, dict[str, Any]] | Named = Field(
+    optimizer: Made | Named | Annotated[tuple[Made, ...], Field(min_length=1)] = Field(
         {"SGD": {"lr": 0.01}},
         description="Optimizer of torch.optim, alone or with its options, or "
-        "package.module:callable of the parameters.",
+        "package.module:callable of the parameters; or a list with one for each stage.",
     )
-    stages: Annotated[int, Field(ge=1)] | tuple[str, ...] = Field(
-        1, description="Number of pipeline stages, or names of the modules to cut before."
+    groups: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Options of the optimizer for some parameters, by a pattern of their names: "
+        "'*.bias': {weight_decay: 0}. The first match counts.",
+    )
+    scheduler: Made | Named | None = Field(
+        None,
+        description="Schedule of torch.optim.lr_scheduler with its options, stepped per update, "
+        "or package.module:callable of the optimizer.",
+    )
+    accumulate: int = Field(
+        1, ge=1, description="Number of learned records whose mean gradient makes one update."
+    )
+    stages: Annotated[int, Field(ge=1)] | Literal["auto"] | tuple[str, ...] = Field(
+        1,
+        description="Number of pipeline stages, names of the modules to cut before, or auto: as "
+        "many as the rate needs, or as are fastest.",
+    )
+    rate: float | None = Field(
+        None, gt=0, description="Records per second to keep up with, for stages: auto."
     )
     schedule: Literal["sequential", "1f1b", "greedy", "lockstep"] = Field(
         "1f1b", description="In which order a stage performs its actions."
@@ -99,14 +120,29 @@ class Model(Operator):
     executor: Literal["auto", "inline", "threads"] = Field(
         "auto", description="What runs the stages."
     )
+    devices: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Device of the network (cpu, cuda:0), or a list with one for each stage."
+    )
     compile: Literal["auto", False] = Field(
         "auto", description="Whether stages are compiled: as the version allows, or never."
     )
-    clip_norm: float | None = Field(
-        None, gt=0, description="Norm to which each stage's gradient is clipped."
+    clip_norm: float | None = Field(None, gt=0, description="Norm to which gradients are clipped.")
+    clip_over: Literal["stage", "network"] = Field(
+        "stage", description="Over what the norm is taken; network: with one stage or sequential."
     )
     allow_nonfinite: bool = Field(
         False, description="Apply gradients that are not finite instead of skipping them."
+    )
+    state: tuple[str, ...] = Field(
+        (), description="Buffers of the network that are recurrent state, kept per stream."
+    )
+    keys: str | None = Field(
+        None,
+        description="Field that names the stream of a record, for recurrent state; by default "
+        "the record's key.",
+    )
+    max_keys: int = Field(
+        10_000, ge=1, description="Number of streams whose recurrent state is kept."
     )
     seed: int = Field(0, description="Seed of the initial weights and of random operations.")
     standardize_target: bool = Field(
@@ -119,7 +155,7 @@ class Model(Operator):
         1000, ge=1, description="Number of records of the windowed score in reports."
     )
 
-    @field_validator("network", "loss", "optimizer")
+    @field_validator("network", "loss", "optimizer", "scheduler")
     @classmethod
     def _check_single(cls, declared: Any) -> Any:
         for named in declared if isinstance(declared, tuple) else (declared,):
@@ -175,6 +211,22 @@ class Model(Operator):
             yield "expected each class once, found one twice; remove it"
         if self.resolved_task == "binary" and self.classes and len(self.classes) != 2:
             yield f"expected two classes for a binary task, found {len(self.classes)}"
+
+    @model_validator(mode="after")
+    def _check_state(self) -> Model:
+        message = None
+        if self.horizon and self.state:
+            message = (
+                "expected no recurrent state with a horizon, as a record is learned long after "
+                "its state has moved on, found some; pass earlier values as features"
+            )
+        if self.keys and not self.state:
+            message = "expected recurrent state for keys, found none; name its buffers in state"
+        if self.rate and self.stages != "auto":
+            message = f"expected a rate with stages: auto only, found stages: {self.stages}"
+        if message:
+            raise ValueError(message)
+        return self
 
     @property
     def loss_name(self) -> str | None:

@@ -13,9 +13,15 @@ from streamflow.callables import CallableError
 from streamflow.errors import GraphError, Problem, StreamflowError
 from streamflow.models.declaration import Model
 from streamflow.models.heads import make_head, one_tensor
-from streamflow.models.network import build_loss, build_network, build_optimizer
+from streamflow.models.network import (
+    build_loss,
+    build_network,
+    build_optimizer,
+    build_scheduler,
+)
+from streamflow.models.options import pipeline_options
+from streamflow.pipeline.assembly import check_options
 from streamflow.pipeline.checks import takes_target
-from streamflow.pipeline.partition import partition
 
 
 def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterator[Problem]:
@@ -26,6 +32,7 @@ def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterato
     if loss is not None and takes_target(loss) != (model.target is not None):
         found.append(_loss_problem(model))
     _attempt(found, "optimizer", lambda: build_optimizer(model, folder))
+    _attempt(found, "scheduler", lambda: build_scheduler(model, folder))
     if model.weights is not None and not (folder / model.weights).is_file():
         message = f"expected a file of weights, found none at {folder / model.weights}"
         found.append(Problem(("weights",), message))
@@ -34,9 +41,10 @@ def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterato
         return
     yield from _feature_problems(model, network, only_scalars=only_scalars)
     try:
-        partition(network, model.stages)
+        check_options(network, **pipeline_options(model, folder))
     except StreamflowError as error:
-        yield Problem(("stages",), str(error).removeprefix("stages: "))
+        where, _, message = str(error).partition(": ")
+        yield Problem((where,), message)
 
 
 def _loss_problem(model: Model) -> Problem:

@@ -5,6 +5,10 @@ records -> SampleReader -> Pipeline.process -> Head.decode -> Scorer, output rec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import NoneType
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +20,10 @@ from streamflow.models.node import ModelNode
 from streamflow.models.samples import Samples
 from streamflow.models.scaling import Scaled, TargetScale
 from streamflow.pipeline import Pipeline
-from streamflow.records import Values
+from streamflow.records import Values, column_items
+
+STREAM = (str, bytes, int, float, NoneType)
+"""What can name a stream of recurrent state; a record without a key is of the stream ``None``."""
 
 
 class Learner(ModelNode):
@@ -27,7 +34,7 @@ class Learner(ModelNode):
         self._scale: TargetScale | None = None
 
     def _learn(self, samples: Samples) -> tuple[Samples, Values, dict[int, str]]:
-        refused: dict[int, str] = {}
+        samples, refused = self._with_streams(samples)
         while samples:
             scale, scaled = self._scaled(samples)
             try:
@@ -45,11 +52,36 @@ class Learner(ModelNode):
 
     def _process(self, samples: Samples, scaled: Scaled | None) -> Tensor:
         if not self._model.learn or not self._model.target:
-            return one_tensor(self._pipeline.process(samples.inputs))
+            return one_tensor(self._pipeline.process(samples.inputs, keys=self._streams(samples)))
         encoded = scaled.targets if scaled else samples.encoded
         is_known = torch.tensor([value is not None for value in encoded])
         targets = self._head.stack(encoded)
-        return one_tensor(self._pipeline.process(samples.inputs, targets, learn=is_known))
+        return one_tensor(
+            self._pipeline.process(
+                samples.inputs, targets, learn=is_known, keys=self._streams(samples)
+            )
+        )
+
+    def _streams(self, samples: Samples) -> Sequence[Any] | None:
+        """Return the stream of every sample, where the network carries recurrent state."""
+        if not self._model.state:
+            return None
+        if self._model.keys is not None:
+            return list(column_items(samples.batch.column(self._model.keys)))
+        return samples.batch.keys
+
+    def _with_streams(self, samples: Samples) -> tuple[Samples, dict[int, str]]:
+        """Return the samples whose stream is known, and why the others are refused."""
+        found = self._streams(samples)
+        if found is None:
+            return samples, {}
+        bad = {place for place, stream in enumerate(found) if not isinstance(stream, STREAM)}
+        refused = {
+            samples.indices[place]: f"{self._model.keys or 'key'}: expected text or a number that "
+            f"names the stream, found {found[place]!r}"
+            for place in bad
+        }
+        return samples.select([p for p in range(len(samples)) if p not in bad]), refused
 
     def _scaled(self, samples: Samples) -> tuple[TargetScale | None, Scaled | None]:
         """Return the targets in their own scale, and the scale after them."""

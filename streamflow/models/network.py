@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from streamflow.callables import resolve
+from streamflow.callables import Named, resolve
 from streamflow.errors import ConnectorError, GraphError, Problem, suggestion
-from streamflow.models.declaration import Arguments, Layer, Model
+from streamflow.models.declaration import Arguments, Layer, Made, Model
 
 Loss = Callable[..., Tensor]
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 # The global random generator is one for all threads, and models open at the same time.
 _SEEDING = threading.Lock()
@@ -139,38 +141,85 @@ def build_loss(model: Model, folder: Path) -> Loss | None:
     return partial(loss, **options)
 
 
-def build_optimizer(model: Model, folder: Path) -> OptimizerFactory:
-    """Return what makes an optimizer of parameters.
+def build_optimizer(model: Model, folder: Path) -> OptimizerFactory | list[OptimizerFactory]:
+    """Return what makes an optimizer of parameters, or one for each stage.
 
     Raises:
         GraphError: There is no such optimizer, or it does not take these options.
         CallableError: The callable does not import.
     """
     declared = model.optimizer
+    if isinstance(declared, tuple):
+        return [
+            _build_optimizer(one, ("optimizer", index), model, folder)
+            for index, one in enumerate(declared)
+        ]
+    return _build_optimizer(declared, ("optimizer",), model, folder)
+
+
+def _build_optimizer(
+    declared: Made | Named, location: tuple[str | int, ...], model: Model, folder: Path
+) -> OptimizerFactory:
     if callable(declared):
         return declared
     name, options = (declared, {}) if isinstance(declared, str) else next(iter(declared.items()))
-    if ":" in name:
-        return partial(resolve(name, folder), **options)
-    if not _is_class(torch.optim, name, torch.optim.Optimizer):
-        known = [
-            other
-            for other in dir(torch.optim)
-            if _is_class(torch.optim, other, torch.optim.Optimizer) and other != "Optimizer"
-        ]
-        message = f"expected an optimizer of torch.optim, found {name}; {suggestion(name, known)}"
-        raise GraphError([Problem(("optimizer",), message)])
-    factory = partial(getattr(torch.optim, name), **options)
-    _try_optimizer(factory, name, options)
+    factory = _factory(torch.optim, name, options, torch.optim.Optimizer, location, folder)
+    if ":" not in name:
+        for settings in (options, *({**options, **group} for group in model.groups.values())):
+            _attempt(lambda given: factory([given]), settings, (*location, name))
     return factory
 
 
-def _try_optimizer(factory: OptimizerFactory, name: str, options: Mapping[str, Any]) -> None:
+def build_scheduler(model: Model, folder: Path) -> SchedulerFactory | None:
+    """Return what makes a schedule of an optimizer, if one is declared.
+
+    Raises:
+        GraphError: There is no such schedule, or it does not take these options.
+        CallableError: The callable does not import.
+    """
+    declared = model.scheduler
+    if declared is None or callable(declared):
+        return declared
+    name, options = (declared, {}) if isinstance(declared, str) else next(iter(declared.items()))
+    schedules = torch.optim.lr_scheduler
+    factory = _factory(schedules, name, options, schedules.LRScheduler, ("scheduler",), folder)
+    if ":" not in name:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        _attempt(lambda _: factory(optimizer), options, ("scheduler", name))
+    return factory
+
+
+def _factory(
+    namespace: ModuleType,
+    name: str,
+    options: Mapping[str, Any],
+    base: type,
+    location: tuple[str | int, ...],
+    folder: Path,
+) -> Callable[[Any], Any]:
+    """Return a class of torch, or the user's own callable, with options."""
+    if ":" in name:
+        return partial(resolve(name, folder), **options)
+    if not _is_class(namespace, name, base):
+        known = [n for n in dir(namespace) if _is_class(namespace, n, base) and n != base.__name__]
+        kind = "an optimizer" if base is torch.optim.Optimizer else "a schedule"
+        message = (
+            f"expected {kind} of {namespace.__name__}, found {name}; {suggestion(name, known)}"
+        )
+        raise GraphError([Problem(location, message)])
+    return partial(getattr(namespace, name), **options)
+
+
+def _attempt(
+    build: Callable[[dict[str, Any]], object],
+    options: Mapping[str, Any],
+    location: tuple[str | int, ...],
+) -> None:
     try:
-        factory([nn.Parameter(torch.zeros(1))])
+        build({"params": [nn.Parameter(torch.zeros(1))], **options})
     except Exception as error:  # an optimizer may refuse its options in any way
-        message = f"expected options that {name} takes, found {dict(options)}: {error}"
-        raise GraphError([Problem(("optimizer", name), message)]) from error
+        message = f"expected options that {location[-1]} takes, found {dict(options)}: {error}"
+        raise GraphError([Problem(location, message)]) from error
 
 
 def _is_class(module: object, name: str, base: type) -> bool:

@@ -8,12 +8,8 @@ from contextlib import contextmanager
 from streamflow.models.declaration import Model
 from streamflow.models.forecaster import Forecaster
 from streamflow.models.learner import Learner
-from streamflow.models.network import (
-    build_loss,
-    build_network,
-    build_optimizer,
-    load_weights,
-)
+from streamflow.models.network import build_network, load_weights
+from streamflow.models.options import pipeline_options
 from streamflow.nodes import Context, Processor
 from streamflow.pipeline import Pipeline
 
@@ -24,18 +20,5 @@ def open_model(model: Model, context: Context) -> Iterator[Processor]:
     network = build_network(model, context.folder)
     if model.weights is not None:
         load_weights(network, context.folder / model.weights)
-    loss, optimizer = build_loss(model, context.folder), build_optimizer(model, context.folder)
-    with Pipeline(
-        network,
-        loss=loss,
-        optimizer=optimizer if loss else None,
-        stages=model.stages,
-        schedule=model.schedule,
-        backward=model.backward,
-        executor=model.executor,
-        compile=model.compile,
-        clip_norm=model.clip_norm,
-        allow_nonfinite=model.allow_nonfinite,
-        seed=model.seed,
-    ) as pipeline:
+    with Pipeline(network, **pipeline_options(model, context.folder)) as pipeline:
         yield (Forecaster if model.horizon else Learner)(model, pipeline)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +16,9 @@ from streamflow.pipeline.partition import Partition, partition
 from streamflow.pipeline.randomness import Randomness
 from streamflow.pipeline.schedule import Order, orders
 from streamflow.pipeline.stage import Stage
-from streamflow.pipeline.states import Set, States
+from streamflow.pipeline.states import Set, States, initial_state
 from streamflow.pipeline.threads import ThreadsExecutor
-from streamflow.pipeline.updates import Updates
+from streamflow.pipeline.updates import Updates, check_groups
 
 Executor = InlineExecutor | ThreadsExecutor
 
@@ -50,6 +51,28 @@ class Assembly:
 def modes(module: nn.Module) -> tuple[bool, ...]:
     """Return the training mode of every module of a network."""
     return tuple(part.training for part in module.modules())
+
+
+def check_options(module: nn.Module, **given: Any) -> None:
+    """Check what can be checked of options and a network before anything is built.
+
+    Args:
+        module: The network, possibly on the meta device.
+        given: What :class:`~streamflow.pipeline.Pipeline` takes beside it.
+
+    Raises:
+        OptionError: An option cannot work.
+        PartitionError: The network cannot be cut as asked.
+    """
+    options = Options(**given)
+    check_groups(module, options)
+    spread(options.devices, 1)
+    initial = initial_state(module, options.state)
+    if isinstance(options.stages, str):
+        return
+    cut = partition(module, options.stages)
+    options.check_num_stages(len(cut.modules))
+    _check_states(cut, initial)
 
 
 def assemble(

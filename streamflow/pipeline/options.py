@@ -1,7 +1,7 @@
 """Options of a pipeline, checked before anything is built."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,24 +27,24 @@ class Options:
         OptionError: A value cannot work, or does not go with another.
     """
 
-    loss: Loss | None
-    optimizer: OptimizerFactory | Sequence[OptimizerFactory] | None
-    stages: int | str | Sequence[str]
-    rate: float | None
-    schedule: str
-    backward: str
-    executor: str
-    devices: Device | Sequence[Device] | None
-    compile: str | bool
-    state: tuple[str, ...]
-    max_keys: int
-    seed: int
-    scheduler: SchedulerFactory | None
-    groups: Mapping[str, Mapping[str, Any]]
-    accumulate: int
-    clip_norm: float | None
-    clip_over: str
-    allow_nonfinite: bool
+    loss: Loss | None = None
+    optimizer: OptimizerFactory | Sequence[OptimizerFactory] | None = None
+    stages: int | str | Sequence[str] = 1
+    rate: float | None = None
+    schedule: str = "1f1b"
+    backward: str = "own"
+    executor: str = "auto"
+    devices: Device | Sequence[Device] | None = None
+    compile: str | bool = "auto"
+    state: Sequence[str] = ()
+    max_keys: int = 10_000
+    seed: int = 0
+    scheduler: SchedulerFactory | None = None
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    accumulate: int = 1
+    clip_norm: float | None = None
+    clip_over: str = "stage"
+    allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)

@@ -105,7 +105,7 @@ class Pipeline:
             executor=executor,
             devices=devices,
             compile=compile,
-            state=tuple(state),
+            state=state,
             max_keys=max_keys,
             seed=seed,
             scheduler=scheduler,

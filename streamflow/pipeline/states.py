@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from streamflow.errors import OptionError
 
-Key = str | int | float | bool | None
+Key = str | bytes | int | float | bool | None
 """The stream of a sample; None where a caller names none, which is a stream of its own."""
 
 Set = dict[str, Tensor]
@@ -128,6 +128,6 @@ def as_keys(keys: Any, count: int) -> list[Key]:
     found = keys.tolist() if hasattr(keys, "tolist") else list(keys)
     for key in found:
         if not isinstance(key, Key):
-            msg = f"expected str, int, float, bool or None, got {type(key).__name__}"
+            msg = f"expected str, bytes, int, float, bool or None, got {type(key).__name__}"
             raise TypeError(msg)
     return found

@@ -8,6 +8,26 @@ from tests.models.streams import line, model
 OWN = "tests.models.own"
 
 WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"groups": {"9.*": {"lr": 1}}}, "groups: expected patterns of parameter names, the first ma"),
+    ({"groups": {"0.*": {"rate": 1}}}, "optimizer.SGD: expected options that SGD takes, found {"),
+    ({"state": ("h",)}, "state: expected names of the network's buffers, got 'h'; it has none; "),
+    ({"devices": "cuda:99"}, "devices: expected devices of this machine, got 'cuda:99': "),
+    (
+        {"optimizer": ("SGD", "Adam")},
+        "optimizer: expected one per stage, 1, got 2; pass as many, or a single one for all",
+    ),
+    (
+        {"scheduler": "StepLRR"},
+        "scheduler: expected a schedule of torch.optim.lr_scheduler, found StepLRR; did you mean ",
+    ),
+    (
+        {"scheduler": {"StepLR": {"step": 1}}},
+        "scheduler.StepLR: expected options that StepLR takes, found {'step': 1}: ",
+    ),
+    (
+        {"clip_norm": 1.0, "clip_over": "network", "stages": 2},
+        "clip_over: expected 'stage' with 2 stages in 1f1b, got 'network', whose norm is known",
+    ),
     (
         {"loss": f"{OWN}:output_loss", "task": "classification"},
         "loss: expected a loss of (output, target), found one of the output alone; remove the ",

@@ -36,3 +36,23 @@ def test_a_clipped_gradient_is_another() -> None:
 def test_a_backward_that_the_schedule_does_not_have_is_refused() -> None:
     with pytest.raises(GraphError, match="expected backward: newest with schedule: lockstep"):
         model(schedule="lockstep")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"accumulate": 3},
+        {"groups": {"0.*": {"lr": 0.0}}},
+        {"scheduler": {"StepLR": {"step_size": 5, "gamma": 0.1}}},
+        {"clip_norm": 1e-3, "clip_over": "network"},
+        {"optimizer": ({"SGD": {"lr": 0.05}}, {"Adam": {"lr": 0.05}}), "stages": ("2",)},
+    ],
+)
+def test_each_option_reaches_the_pipeline(option: dict[str, Any]) -> None:
+    plain = model(stages=option.get("stages", 1))
+    assert run(model(**option), readings()).each("scores") != run(plain, readings()).each("scores")
+
+
+def test_devices_are_taken() -> None:
+    one, two = (run(model(devices=d), readings()).each("scores") for d in (None, "cpu"))
+    assert one == two
