@@ -165,8 +165,10 @@ def _build_optimizer(
     name, options = (declared, {}) if isinstance(declared, str) else next(iter(declared.items()))
     factory = _factory(torch.optim, name, options, torch.optim.Optimizer, location, folder)
     if ":" not in name:
-        for settings in (options, *({**options, **group} for group in model.groups.values())):
-            _attempt(lambda given: factory([given]), settings, (*location, name))
+        parameters = [nn.Parameter(torch.zeros(1))]
+        _attempt(lambda: factory(parameters), name, options, (*location, name))
+        for pattern, group in model.groups.items():
+            _attempt(partial(factory, parameters, **group), name, group, ("groups", pattern))
     return factory
 
 
@@ -185,7 +187,7 @@ def build_scheduler(model: Model, folder: Path) -> SchedulerFactory | None:
     factory = _factory(schedules, name, options, schedules.LRScheduler, ("scheduler",), folder)
     if ":" not in name:
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-        _attempt(lambda _: factory(optimizer), options, ("scheduler", name))
+        _attempt(lambda: factory(optimizer), name, options, ("scheduler", name))
     return factory
 
 
@@ -211,14 +213,15 @@ def _factory(
 
 
 def _attempt(
-    build: Callable[[dict[str, Any]], object],
+    build: Callable[[], object],
+    name: str,
     options: Mapping[str, Any],
     location: tuple[str | int, ...],
 ) -> None:
     try:
-        build({"params": [nn.Parameter(torch.zeros(1))], **options})
+        build()
     except Exception as error:  # an optimizer may refuse its options in any way
-        message = f"expected options that {location[-1]} takes, found {dict(options)}: {error}"
+        message = f"expected options that {name} takes, found {dict(options)}: {error}"
         raise GraphError([Problem(location, message)]) from error
 
 

@@ -9,7 +9,7 @@ OWN = "tests.models.own"
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"groups": {"9.*": {"lr": 1}}}, "groups: expected patterns of parameter names, the first ma"),
-    ({"groups": {"0.*": {"rate": 1}}}, "optimizer.SGD: expected options that SGD takes, found {"),
+    ({"groups": {"0.*": {"rate": 1}}}, "groups.0.*: expected options that SGD takes, found {"),
     ({"state": ("h",)}, "state: expected names of the network's buffers, got 'h'; it has none; "),
     ({"devices": "cuda:99"}, "devices: expected devices of this machine, got 'cuda:99': "),
     (
