@@ -5,16 +5,18 @@ earlier stage. Values that are made before a cut and used after it cross it, als
 that do not use them. Parameters keep the names that they have in the caller's module.
 """
 
-import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from streamflow.errors import PartitionError
+from streamflow.pipeline import tracing
+from streamflow.pipeline.tracing import Kind
+from streamflow.pipeline.tracing import Trace as Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,48 +33,6 @@ class Partition:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """A network as a list of calls.
-
-    Attributes:
-        graph: The calls.
-        starts: Modules in the order of their first calls, with the number of nodes before it.
-    """
-
-    graph: fx.Graph
-    starts: dict[str, int]
-
-
-class _Tracer(fx.Tracer):
-    # Otherwise code that writes a buffer would write it while it is traced.
-    proxy_buffer_attributes = True
-
-    def __init__(self, is_leaf: Callable[[nn.Module, str], bool]) -> None:
-        super().__init__()
-        self.starts: dict[str, int] = {}
-        self._is_leaf = is_leaf
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._is_leaf(m, module_qualified_name)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if not torch.is_grad_enabled():
-            msg = "no_grad, which a trace would lose"
-            raise PartitionError(msg)
-        return super().create_node(*args, **kwargs)
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        self.starts.setdefault(self.path_of_module(m), len(self.graph.nodes))
-        return super().call_module(m, forward, args, kwargs)
-
-
 def partition(module: nn.Module, stages: int | Sequence[str]) -> Partition:
     """Cut ``module`` into ``stages`` stages of similar size, or before the modules named.
 
@@ -82,15 +42,118 @@ def partition(module: nn.Module, stages: int | Sequence[str]) -> Partition:
         PartitionError: There is no such cut, the network cannot be traced, or parameters are tied
             across a cut.
     """
-    cuts = list(stages) if not isinstance(stages, int) else None
-    if cuts == [] or stages == 1:
-        return Partition((module,), (first_module(module),))
-    if cuts is None:
-        assert isinstance(stages, int)
-        trace, cuts = _choose(module, stages)
+    if not isinstance(stages, int):
+        cuts = list(stages)
     else:
-        trace = _trace_for(module, cuts)
-    return _split(module, trace, cuts)
+        cuts = _choose(module, stages)[1] if stages > 1 else []
+    if not cuts:
+        return Partition((module,), (first_module(module),))
+    network = _Network(module, cuts)
+    graphs = network.graphs()
+    parts = tuple(_Part(network, index, graph) for index, graph in enumerate(graphs))
+    _check_not_tied(module, parts)
+    return Partition(parts, (network.first, *cuts))
+
+
+class _Network:
+    """The network behind the stages, traced anew for every kind of call that it meets."""
+
+    def __init__(self, module: nn.Module, cuts: Sequence[str]) -> None:
+        _check_known(module, cuts)
+        self._module = module
+        self._cuts = cuts
+        self._graphs: dict[Kind | None, list[fx.GraphModule]] = {}
+        self.first = ""
+        self.names, is_positional = tracing.required(module)
+        self.num_required = len(self.names) if is_positional else -1
+
+    @property
+    def num_stages(self) -> int:
+        return len(self._cuts) + 1
+
+    def graphs(self, kind: Kind | None = None) -> list[fx.GraphModule]:
+        """Return what each stage does in calls of one kind."""
+        if kind not in self._graphs:
+            traced = tracing.trace(self._module, self._is_leaf, kind)
+            self.first = self.first or next(iter(traced.starts))
+            self._graphs[kind] = _split(self._module, traced, self._cuts)
+        return self._graphs[kind]
+
+    def _is_leaf(self, part: nn.Module, name: str) -> bool:
+        """Open only what has a cut inside it."""
+        return not any(cut.startswith(f"{name}.") for cut in self._cuts)
+
+
+class _Part(nn.Module):
+    """One stage: parameters under the network's names, and code for each kind of call.
+
+    Calls that give all arguments without a default as tensors, and no others, are the usual kind;
+    the values of any other kind are preceded by it on their way down.
+    """
+
+    def __init__(self, network: _Network, index: int, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self._network = network
+        self._index = index
+        self._is_last = index == network.num_stages - 1
+        self._usual = type(graph).forward
+        self._codes: dict[Kind, Callable[..., Any]] = {}
+        _graft(self, graph)
+
+    def forward(self, *values: Any, **named: Any) -> Any:
+        kind: Kind | None = None
+        if self._index == 0:
+            kind, values = self._flatten(values, named)
+        elif values and isinstance(values[0], Kind):
+            kind, values = values[0], values[1:]
+        if kind is None:
+            return self._usual(self, *values)
+        result = self._code(kind)(self, *values)
+        return result if self._is_last else (kind, *result)
+
+    def _flatten(
+        self, values: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[Kind | None, tuple[Any, ...]]:
+        for name in self._network.names[len(values) :]:
+            if name not in named:
+                break
+            values = (*values, named[name])
+            named = {key: value for key, value in named.items() if key != name}
+        is_usual = not named and len(values) == self._network.num_required
+        if is_usual and all(isinstance(value, Tensor) for value in values):
+            return None, values
+        return tracing.kind_of(values, named)
+
+    def _code(self, kind: Kind) -> Callable[..., Any]:
+        if kind not in self._codes:
+            graph = self._network.graphs(kind)[self._index]
+            _check_known_tensors(self, graph)
+            _graft(self, graph)
+            self._codes[kind] = type(graph).forward
+        return self._codes[kind]
+
+
+def _graft(into: nn.Module, other: nn.Module) -> None:
+    """Add the tensors and modules of ``other`` that ``into`` does not have."""
+    for name, parameter in other._parameters.items():
+        into._parameters.setdefault(name, parameter)
+    for name, buffer in other._buffers.items():
+        into._buffers.setdefault(name, buffer)
+    for name, part in other._modules.items():
+        mine = into._modules.setdefault(name, part)
+        if mine is not part and mine is not None and part is not None:
+            _graft(mine, part)
+
+
+def _check_known_tensors(part: nn.Module, graph: nn.Module) -> None:
+    known = dict(part.named_parameters())
+    for name, _ in graph.named_parameters():
+        if name not in known:
+            msg = (
+                f"stages: expected {name!r} in calls without optional arguments too, got it in "
+                "others only; give it to a module without a cut inside, or call it always"
+            )
+            raise PartitionError(msg)
 
 
 def first_module(module: nn.Module) -> str:
@@ -102,9 +165,9 @@ def first_module(module: nn.Module) -> str:
 def trace_layers(module: nn.Module) -> Trace:
     """Trace down to layers, or where code prevents that, to the parts of Sequentials."""
     try:
-        return _trace(module, lambda part, name: _is_layer(part))
+        return tracing.trace(module, lambda part, name: _is_layer(part))
     except PartitionError:
-        return _trace(module, lambda part, name: not isinstance(part, nn.Sequential))
+        return tracing.trace(module, lambda part, name: not isinstance(part, nn.Sequential))
 
 
 def _is_layer(part: nn.Module) -> bool:
@@ -116,48 +179,19 @@ def _is_layer(part: nn.Module) -> bool:
     return is_torchs or has_tensors or not any(True for _ in part.children())
 
 
-def _trace_for(module: nn.Module, cuts: Sequence[str]) -> Trace:
-    """Open only what has a cut inside it."""
-    known = {name for name, _ in module.named_modules()} - {""}
+def _check_known(module: nn.Module, cuts: Sequence[str]) -> None:
+    known = [name for name, _ in module.named_modules() if name]
     for cut in cuts:
         if cut not in known:
-            msg = f"stages: expected names of modules, got {cut!r}; {_known(sorted(known))}"
+            near = get_close_matches(cut, known)
+            cure = f"did you mean {' or '.join(near)}?" if near else _known(known)
+            msg = f"stages: expected names of modules, got {cut!r}; {cure}"
             raise PartitionError(msg)
-    return _trace(module, lambda part, name: not any(cut.startswith(f"{name}.") for cut in cuts))
 
 
 def _known(names: Sequence[str]) -> str:
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"known are {shown}" if names else "the network has no submodules"
-
-
-def _trace(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> Trace:
-    tracer = _Tracer(is_leaf)
-    random_state = torch.get_rng_state()
-    try:
-        with torch.enable_grad():
-            graph = tracer.trace(module, concrete_args=_defaults(module))
-    except Exception as error:
-        msg = (
-            f"stages: expected {type(module).__name__} to be traceable, got {error}; cut only "
-            "where no control flow over tensors is around, or use one stage"
-        )
-        raise PartitionError(msg) from error
-    drew = not torch.equal(torch.get_rng_state(), random_state)
-    torch.set_rng_state(random_state)
-    if drew:
-        msg = (
-            f"stages: expected {type(module).__name__} to draw random numbers inside layers, got "
-            "draws between them; move them into a module of their own"
-        )
-        raise PartitionError(msg)
-    return Trace(graph, tracer.starts)
-
-
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Fix the arguments that have a default: a trace follows one branch of ``if mask is None``."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _choose(module: nn.Module, num_stages: int) -> tuple[Trace, list[str]]:
@@ -202,29 +236,38 @@ def bottleneck_cut(sizes: Sequence[float], num_parts: int) -> list[int]:
     return starts
 
 
-def _split(module: nn.Module, trace: Trace, cuts: Sequence[str]) -> Partition:
-    starts = [_start(trace, cut) for cut in cuts]
+def _split(module: nn.Module, traced: Trace, cuts: Sequence[str]) -> list[fx.GraphModule]:
+    starts = [_start(traced, cut) for cut in cuts]
     if sorted(set(starts)) != starts or starts[0] < 1:
+        in_order = sorted(set(cuts), key=lambda cut: traced.starts[cut])
         msg = (
             f"stages: expected cuts in the order in which the network runs, got {list(cuts)}; "
-            "leave out the first module and those that begin at the same place"
+            f"pass {in_order}, without the first module and those that begin at the same place"
         )
         raise PartitionError(msg)
-    stage_of = _assign(trace.graph, starts)
+    stage_of = _assign(traced.graph, starts)
     _check_not_empty(stage_of, cuts)
-    modules = tuple(
-        fx.GraphModule(module, _stage_graph(trace.graph, stage_of, index, len(cuts) + 1))
-        for index in range(len(cuts) + 1)
-    )
-    _check_not_tied(module, modules)
-    return Partition(modules, (next(iter(trace.starts)), *cuts))
+    graphs = [
+        _stage_graph(traced.graph, stage_of, index, len(cuts) + 1) for index in range(len(cuts) + 1)
+    ]
+    return [fx.GraphModule(_attributes(module, traced, graph), graph) for graph in graphs]
 
 
-def _start(trace: Trace, cut: str) -> int:
-    if cut not in trace.starts:
-        msg = f"stages: expected a module that the network calls, got {cut!r}; cut elsewhere"
+def _attributes(module: nn.Module, traced: Trace, graph: fx.Graph) -> dict[str, Any]:
+    """Return what a graph takes from the network, and what it made while it was traced."""
+    names = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+    getter = {name: operator.attrgetter(name) for name in names - traced.constants.keys()}
+    constants = {name: tensor for name, tensor in traced.constants.items() if name in names}
+    return {name: get(module) for name, get in getter.items()} | constants
+
+
+def _start(traced: Trace, cut: str) -> int:
+    if cut not in traced.starts:
+        inner = next((name for name in traced.starts if name.startswith(f"{cut}.")), None)
+        cure = "cut elsewhere" if inner is None else f"cut before what it holds, as {inner!r}"
+        msg = f"stages: expected a module that the network calls, got {cut!r}; {cure}"
         raise PartitionError(msg)
-    return trace.starts[cut]
+    return traced.starts[cut]
 
 
 def _assign(graph: fx.Graph, starts: Sequence[int]) -> dict[fx.Node, int]:
@@ -295,10 +338,12 @@ def _check_not_tied(module: nn.Module, stages: Sequence[nn.Module]) -> None:
     owner: dict[int, int] = {}
     for index, stage in enumerate(stages):
         for parameter in stage.parameters():
-            if owner.setdefault(id(parameter), index) != index:
-                shared = " = ".join(names[id(parameter)])
+            first = owner.setdefault(id(parameter), index)
+            if first != index:
+                shared = names[id(parameter)]
+                cure = "untie them" if len(shared) > 1 else "use it in one stage"
                 msg = (
-                    f"stages: expected no parameter in two stages, got {shared} "
-                    f"in stages {owner[id(parameter)]} and {index}; cut elsewhere or untie them"
+                    f"stages: expected no parameter in two stages, got {' = '.join(shared)} in "
+                    f"stages {first} and {index}; cut elsewhere or {cure}"
                 )
                 raise PartitionError(msg)

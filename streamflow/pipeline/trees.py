@@ -1,11 +1,37 @@
-"""Tensors inside tuples, lists and dicts: one sample's inputs, outputs and boundary values."""
+"""Tensors inside tuples, lists, dicts and dataclasses: a sample's inputs, outputs and values."""
 
+import threading
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # the only flattener that knows named tuples and dicts
+
+_REGISTERING = threading.Lock()
+
+
+def flatten(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """Return the leaves of ``tree`` in a fixed order, and its structure.
+
+    A dataclass that holds tensors becomes known to torch as a structure like tuple and dict.
+    """
+    leaves, spec = pytree.tree_flatten(tree)
+    records = {type(leaf) for leaf in leaves if is_dataclass(leaf) and _holds_tensors(leaf)}
+    if not records:
+        return leaves, spec
+    with _REGISTERING:
+        for record in records - pytree.SUPPORTED_NODES.keys():
+            pytree.register_dataclass(record)
+    return flatten(tree)
+
+
+def _holds_tensors(leaf: Any) -> bool:
+    if not is_dataclass(leaf):
+        return isinstance(leaf, Tensor)
+    inside = [getattr(leaf, field.name) for field in fields(leaf)]
+    return any(_holds_tensors(part) for part in pytree.tree_leaves(inside))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -14,7 +40,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         return function(tree)
     if type(tree) is tuple:
         return tuple(map_tensors(function, item) for item in tree)
-    return pytree.tree_map_only(Tensor, function, tree)
+    leaves, spec = flatten(tree)
+    mapped = [function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return pytree.tree_unflatten(mapped, spec)
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -23,7 +51,7 @@ def tensors(tree: Any) -> list[Tensor]:
         return [tree]
     if type(tree) is tuple:
         return [tensor for item in tree for tensor in tensors(item)]
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
 def floats(tree: Any) -> list[Tensor]:
@@ -54,7 +82,7 @@ def shapes(tree: Any) -> Any:
     """Describe ``tree`` by the shapes and dtypes of its tensors; comparable and hashable."""
     if isinstance(tree, Tensor):
         return (tuple(tree.shape), tree.dtype)
-    leaves, spec = pytree.tree_flatten(tree)
+    leaves, spec = flatten(tree)
     return (str(spec), tuple(shapes(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 
 
@@ -62,8 +90,8 @@ def stack_samples(samples: list[Any]) -> Any:
     """Join samples of one structure along their leading dimension; the result is a copy."""
     if isinstance(samples[0], Tensor):
         return torch.cat(samples)
-    leaves = [pytree.tree_flatten(sample)[0] for sample in samples]
-    spec = pytree.tree_flatten(samples[0])[1]
+    leaves = [flatten(sample)[0] for sample in samples]
+    spec = flatten(samples[0])[1]
     joined = [
         torch.cat(column) if isinstance(column[0], Tensor) else column[-1]
         for column in zip(*leaves, strict=True)
@@ -77,7 +105,7 @@ def split_samples(tree: Any, count: int) -> list[Any]:
         return []
     if isinstance(tree, Tensor):
         return list(torch.split(tree, 1))
-    leaves, spec = pytree.tree_flatten(tree)
+    leaves, spec = flatten(tree)
     columns = [
         torch.split(leaf, 1) if isinstance(leaf, Tensor) else [leaf] * count for leaf in leaves
     ]
