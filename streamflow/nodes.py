@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streamflow.errors import GraphError, Problem
-from streamflow.records import Batch, Partition, Rejected
+from streamflow.records import Batch, Partition, Place, Rejected
 from streamflow.validation import problems_of
 
 
@@ -87,6 +87,11 @@ class Source(Node):
         """Whether a later run goes on where this one has finished, as in a consumer group."""
         return False
 
+    @property
+    def rereads(self) -> bool:
+        """Whether it can go on at the positions of a checkpoint, which may lie before its own."""
+        return False
+
     def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
         """Connect, and give a reader until the context is left."""
         raise NotImplementedError
@@ -132,9 +137,30 @@ class Sink(Receiver):
         (), description="Names of the nodes that this one receives from."
     )
 
+    @property
+    def cuts_back(self) -> bool:
+        """Whether what it wrote after a checkpoint is gone when a run goes on from there."""
+        return False
+
     def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
         """Connect, and give a writer until the context is left."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a node goes on, as a checkpoint says.
+
+    Attributes:
+        positions: Of a source: for each partition, by `Partition.place`, the position at which
+            reading goes on. A partition that is not there is read from its beginning.
+        mark: Of a sink: what `Writer.mark` returned.
+        is_rewind: Whether the checkpoint wins over positions that were committed after it.
+    """
+
+    positions: Mapping[Place, int] = field(default_factory=dict)
+    mark: Mapping[str, Any] | None = None
+    is_rewind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +170,16 @@ class Context:
     Attributes:
         name: The node's name in the graph.
         folder: Where relative paths start: the folder of the YAML file, else the current one.
+        is_checkpointed: Whether the graph takes checkpoints, so that `Writer.mark` will be called.
+        resume: Where to go on; None at a first start, or without checkpoints.
+        sources: Declarations of the graph's sources, for sinks that store their positions.
     """
 
     name: str
     folder: Path = field(default_factory=Path)
+    is_checkpointed: bool = False
+    resume: Resume | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,5 +261,12 @@ class Writer(Protocol):
 
         Raises:
             ConnectorError: Something was not delivered.
+        """
+        ...
+
+    async def mark(self) -> Mapping[str, Any]:
+        """Return what a later run needs to cut the output back to what is flushed by now.
+
+        Plain data; empty where the sink cannot. Called after `flush`, while nothing is written.
         """
         ...

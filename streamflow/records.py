@@ -35,6 +35,10 @@ MISSING: Final = Missing()
 """Stands in a column for a record that does not have the field."""
 
 
+Place: TypeAlias = "tuple[tuple[str, str | int], ...]"
+"""What identifies a partition within its source, as (name, value) pairs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """One ordered run of records of a source: a Kafka partition, a file, a queue.
@@ -49,7 +53,7 @@ class Partition:
     """
 
     source: str
-    place: tuple[tuple[str, str | int], ...] = ()
+    place: Place = ()
     unit: str = "index"
     epoch: int = 0
 
