@@ -248,6 +248,24 @@ class Processor(Protocol):
         """Return figures worth showing, as plain data; may be called from another thread."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """Return copies of all that a later run needs to go on as if it had never stopped.
+
+        A tree of dict (with text as keys), list, tuple, str, int, float, bool, None, bytes,
+        `torch.Tensor` and `numpy.ndarray`; empty where nothing is kept from record to record.
+        Called between two calls of `process`. What is in flight within the processor is finished
+        first, so that asking is part of the result: another processor that restores the state gives
+        to the last bit what this one gives from here on.
+        """
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned in an earlier run; called before the first record.
+
+        The mapping and what it holds stay the caller's own.
+        """
+        ...
+
 
 class Writer(Protocol):
     """An open sink."""
