@@ -98,6 +98,10 @@ class ConnectorError(StreamflowError, OSError):
     """An outside system refused, or does not hold what was asked of it."""
 
 
+class CheckpointError(StreamflowError, OSError):
+    """A checkpoint cannot be written, read, or used for this graph."""
+
+
 class FailureBudgetError(StreamflowError, RuntimeError):
     """More records were rejected than a run may reject."""
 
