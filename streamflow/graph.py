@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 
 from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.models.declaration import Model
@@ -31,8 +32,50 @@ SECTIONS = ("sources", "operators", "models", "sinks")
 NAME = re.compile(r"\w[\w-]*")
 """What nodes may be called: a name stands in dotted paths and in metrics."""
 
+TIME = re.compile(r"\d+(\.\d+)?[smh]")
+"""How often, in seconds, minutes or hours."""
+
 Inputs: TypeAlias = Mapping[str, Mapping[str, tuple[str, ...]]]
 """The inputs of every node by section and name."""
+
+
+class Checkpoints(Declaration):
+    """Where and how often a run keeps all that it knows."""
+
+    path: str = Field(
+        min_length=1,
+        description="Folder of the checkpoints of one instance of the graph; {instance} stands "
+        "for the name it is run under.",
+    )
+    every: int | str = Field(
+        "30s",
+        description="Records of a source between checkpoints, which makes them part of the "
+        "result, or a time: 30s, 5m, 1h.",
+    )
+    keep: int = Field(3, ge=1, description="Number of checkpoints to keep, the newest.")
+
+    @field_validator("every")
+    @classmethod
+    def _check_every(cls, every: int | str) -> int | str:
+        is_time = isinstance(every, str) and TIME.fullmatch(every) and float(every[:-1]) > 0
+        if not (is_time or (isinstance(every, int) and every > 0)):
+            message = (
+                f"expected a number of records, or a time such as 30s, 5m or 1h, found {every}"
+            )
+            raise ValueError(message)
+        return every
+
+    @property
+    def records(self) -> int | None:
+        """Records between checkpoints, if they are counted."""
+        return self.every if isinstance(self.every, int) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds between checkpoints, if they are timed."""
+        if isinstance(self.every, int):
+            return None
+        return float(self.every[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.every[-1]]
 
 
 class Settings(Declaration):
@@ -43,6 +86,23 @@ class Settings(Declaration):
     shutdown_timeout: float = Field(
         30.0, gt=0, description="Seconds that a stopped run may take to finish what is in flight."
     )
+    checkpoint: Checkpoints | None = Field(
+        None,
+        description="Keep weights, state and positions, so that a later run goes on exactly there.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run with checkpoints begins: at the newest one, anew, or at one that is named.
+
+    Attributes:
+        is_reset: Begin anew; earlier checkpoints are put aside.
+        checkpoint: Go on from this one, whatever was committed since; newer ones are put aside.
+    """
+
+    is_reset: bool = False
+    checkpoint: str | None = None
 
 
 class Graph(Settings):
@@ -161,8 +221,13 @@ class Graph(Settings):
         """Return problems with their places in the file that the graph was read from, in order."""
         return list(problems) if self._document is None else self._document.locate(problems)
 
-    def open(self) -> AbstractAsyncContextManager[Run]:
+    def open(
+        self, *, start: Start | None = None, instance: str = "0"
+    ) -> AbstractAsyncContextManager[Run]:
         """Start the graph, inside any asyncio or anyio application.
+
+        With ``checkpoint`` it goes on where its newest checkpoint says, unless ``start`` says
+        otherwise, as ``instance``.
 
         Leaving the block stops the run and waits for what is in flight, at most
         ``shutdown_timeout`` seconds; leaving it with an exception abandons what is in flight.
@@ -174,7 +239,7 @@ class Graph(Settings):
         """
         from streamflow.runtime.run import open_run
 
-        return open_run(self)
+        return open_run(self, start=start or Start(), instance=instance)
 
 
 def structure_problems(

@@ -18,13 +18,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from streamflow.errors import GraphError, Problem
+from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.records import Batch, Partition, Place, Rejected
+from streamflow.sizes import SizeField
 from streamflow.validation import problems_of
+
+Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest", "fail"]
+"""What happens when more records come to an edge than it has room for."""
 
 
 class Declaration(BaseModel):
@@ -97,6 +101,15 @@ class Source(Node):
         raise NotImplementedError
 
 
+class Buffer(Declaration):
+    """How much may wait in an edge; a record that is larger than it waits alone."""
+
+    records: int = Field(1024, ge=1, description="Records that may wait.")
+    bytes: SizeField = Field(
+        16 * 2**20, description="Memory that they may take, about: bytes, or text such as 16MiB."
+    )
+
+
 class Receiver(Node):
     """Declares a node that other nodes send to."""
 
@@ -108,6 +121,42 @@ class Receiver(Node):
         description="Order of several inputs: as they arrive, or one record of each in turn, "
         "waiting for every input, which is the same in every run.",
     )
+    overflow: Overflow | dict[str, Overflow] = Field(
+        "block",
+        description="What happens to records for which an input has no room: the sender waits "
+        "(block), the oldest or the newest records are dropped, all but the newest one are "
+        "(latest), or the run fails. For all inputs, or by the name of an input.",
+    )
+    buffer: Buffer = Field(
+        default_factory=Buffer, description="How much may wait in each of the inputs."
+    )
+
+    @model_validator(mode="after")
+    def _check_overflow(self) -> Receiver:
+        if problems := list(self._overflow_problems()):
+            raise GraphError(problems)
+        return self
+
+    def _overflow_problems(self) -> Iterator[Problem]:
+        for name in self.overflow if isinstance(self.overflow, dict) else ():
+            if name not in self.inputs:
+                cure = suggestion(name, list(self.inputs))
+                message = f"expected one of the inputs, found {name}; {cure}"
+                yield Problem(("overflow", name), message, is_about_key=True)
+        for sender in self.inputs if self.merge == "round_robin" else ():
+            if (found := self.overflow_of(sender)) != "block":
+                message = (
+                    f"expected block where inputs are taken in turn, since one that is ahead is "
+                    f"full until the others catch up, found {found}; use merge: arrival"
+                )
+                yield Problem(("overflow",), message)
+                return
+
+    def overflow_of(self, sender: str) -> Overflow:
+        """Return what happens when the input ``sender`` has no room."""
+        if isinstance(self.overflow, dict):
+            return self.overflow.get(sender, "block")
+        return self.overflow
 
 
 class Operator(Receiver):
@@ -137,6 +186,13 @@ class Sink(Receiver):
         (), description="Names of the nodes that this one receives from."
     )
 
+    def _overflow_problems(self) -> Iterator[Problem]:
+        if not self.inputs and self.overflow not in ("block", {}):
+            message = "expected block, found another one; remove it: dead letters are never dropped"
+            yield Problem(("overflow",), message)
+        else:
+            yield from super()._overflow_problems()
+
     @property
     def cuts_back(self) -> bool:
         """Whether what it wrote after a checkpoint is gone when a run goes on from there."""
@@ -156,11 +212,14 @@ class Resume:
             reading goes on. A partition that is not there is read from its beginning.
         mark: Of a sink: what `Writer.mark` returned.
         is_rewind: Whether the checkpoint wins over positions that were committed after it.
+        state: Of an operator or model: what `Processor.state` returned, which the runtime gives
+            to `Processor.restore`.
     """
 
     positions: Mapping[Place, int] = field(default_factory=dict)
     mark: Mapping[str, Any] | None = None
     is_rewind: bool = False
+    state: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +257,11 @@ class Fetch:
     ends: Mapping[Partition, int]
     rejected: Rejected | None = None
     skipped: int = 0
+
+    @property
+    def num_records(self) -> int:
+        """Count of the records, those that could not be decoded included."""
+        return len(self.batch) + (len(self.rejected.batch) if self.rejected else 0)
 
 
 class Reader(Protocol):

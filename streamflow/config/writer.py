@@ -44,6 +44,8 @@ def write_graph(graph: Graph) -> str:
         data["dead_letter"] = _options(graph.dead_letter, ("dead_letter",), problems)
     if graph.shutdown_timeout != Graph.model_fields["shutdown_timeout"].default:
         data["shutdown_timeout"] = graph.shutdown_timeout
+    if graph.checkpoint is not None:
+        data["checkpoint"] = graph.checkpoint.model_dump(mode="json", exclude_defaults=True)
     if problems:
         raise GraphError(problems)
     return "\n".join(_lines(data)) + "\n"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import anyio
@@ -26,11 +27,12 @@ from streamflow.errors import (
     StreamflowError,
     suggestion,
 )
-from streamflow.graph import Graph
-from streamflow.nodes import Context, Operator, Receiver, Sink, Source
+from streamflow.graph import Graph, Start
+from streamflow.nodes import Context, Operator, Receiver, Resume, Sink, Source
 from streamflow.plugins import missing_packages
 from streamflow.records import Headers, Record
 from streamflow.runtime.channels import Inbox, RoundRobinInbox
+from streamflow.runtime.checkpoints import Coordinator, Gate, Snapshot
 from streamflow.runtime.dead_letters import DeadLetters
 from streamflow.runtime.stats import NodeStats, Stats
 from streamflow.runtime.tasks import NodeTask, ProcessorTask, SinkTask, SourceTask
@@ -72,9 +74,12 @@ class Pullable(Protocol):
 class Run:
     """A running graph; `Graph.open` makes one."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, checkpoints: Checkpointing | None = None) -> None:
         self._graph = graph
-        self._tasks = build_tasks(graph, on_exhausted=self._fail)
+        self._tasks = build_tasks(graph, self._fail, checkpoints)
+        self._coordinator: Coordinator | None = None
+        if checkpoints is not None:
+            self._coordinator = coordinate(self._tasks, graph, checkpoints.write)
         self._unopened = len(self._tasks)
         self._at_work = {task.name: task for task in self._tasks}
         self._all_opened = anyio.Event()
@@ -205,6 +210,8 @@ class Run:
 
     def _stop(self) -> None:
         self._stopping.set()
+        if self._coordinator is not None:
+            self._coordinator.is_suspended = True
         for task in self._tasks:
             if isinstance(task, SourceTask) and not isinstance(task.reader, Pushable):
                 task.stop()
@@ -231,6 +238,8 @@ class Run:
                             group.start_soon(self._run_task, task)
                         await self._all_opened.wait()
                         self._started = time.monotonic()
+                        if self._coordinator is not None:
+                            group.start_soon(self._take_checkpoints, self._coordinator)
                         task_status.started()
                     watch.cancel_scope.cancel()
         finally:
@@ -273,13 +282,69 @@ class Run:
         else:
             del self._at_work[task.name]
 
+    async def _take_checkpoints(self, coordinator: Coordinator) -> None:
+        try:
+            await coordinator.run()
+        except Exception as error:
+            self._failure = self._failure or _node_error("checkpoint", _first(error))
+            self._scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointing:
+    """What a run needs to go on from a checkpoint, and to take more.
+
+    Attributes:
+        snapshot: Where it goes on; None where there is no checkpoint yet.
+        is_rewind: Whether the checkpoint wins over positions that were committed after it.
+        write: Makes a snapshot safe.
+    """
+
+    snapshot: Snapshot | None
+    is_rewind: bool
+    write: Callable[[Snapshot], object]
+
+
+def coordinate(
+    tasks: Sequence[NodeTask], graph: Graph, write: Callable[[Snapshot], object]
+) -> Coordinator:
+    """Return what takes a graph's checkpoints, made known to all tasks."""
+    assert graph.checkpoint is not None
+    merges = [node.merge for _, _, node in graph.nodes() if isinstance(node, Receiver)]
+    coordinator = Coordinator(
+        tasks,
+        [task.gate for task in tasks if isinstance(task, SourceTask)],
+        write,
+        seconds=graph.checkpoint.seconds,
+        is_in_step="round_robin" in merges,
+    )
+    for task in tasks:
+        task.coordinator = coordinator
+    return coordinator
+
 
 @asynccontextmanager
-async def open_run(graph: Graph) -> AsyncIterator[Run]:
+async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterator[Run]:
     """Check the graph, open its nodes, and give the run; see `Graph.open`."""
     await _check(graph)
-    _warn_of_fresh_weights(graph)
-    run = Run(graph)
+    async with _opened_checkpoints(graph, start, instance) as checkpoints:
+        async with _opened_run(graph, checkpoints) as run:
+            yield run
+
+
+@asynccontextmanager
+async def _opened_checkpoints(
+    graph: Graph, start: Start, instance: str
+) -> AsyncIterator[Checkpointing | None]:
+    """Open the graph's folder of checkpoints, if it has one."""
+    yield None
+
+
+@asynccontextmanager
+async def _opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIterator[Run]:
+    if checkpoints is None:
+        _warn_of_fresh_weights(graph)
+    run = Run(graph, checkpoints)
     failure: BaseException | None = None
     async with anyio.create_task_group() as group:
         # An exception would leave the task group inside an exception group: carry it around it.
@@ -328,18 +393,22 @@ def _warn_of_fresh_weights(graph: Graph) -> None:
         )
 
 
-def build_tasks(graph: Graph, on_exhausted: Callable[[StreamflowError], None]) -> list[NodeTask]:
+def build_tasks(
+    graph: Graph,
+    on_exhausted: Callable[[StreamflowError], None],
+    checkpoints: Checkpointing | None = None,
+) -> list[NodeTask]:
     """Return one task for each node, connected by channels."""
     letters = Inbox() if graph.dead_letter else None
     inboxes: dict[str, Inbox] = {}
     tasks: dict[str, NodeTask] = {}
     for section, name, node in graph.nodes():
-        context = Context(name, graph.folder)
+        context = _context(name, graph, checkpoints)
         dead_letters = DeadLetters(name, letters.edge() if letters else None, on_exhausted)
         if isinstance(node, Receiver):
             inboxes[name] = RoundRobinInbox() if node.merge == "round_robin" else Inbox()
         if isinstance(node, Source):
-            tasks[name] = SourceTask(node, context, dead_letters)
+            tasks[name] = SourceTask(node, context, dead_letters, _gate(name, graph, checkpoints))
         elif isinstance(node, Operator):
             kind = "model" if section == "models" else "operator"
             tasks[name] = ProcessorTask(node, kind, inboxes[name], context, dead_letters)
@@ -350,9 +419,31 @@ def build_tasks(graph: Graph, on_exhausted: Callable[[StreamflowError], None]) -
             tasks[sender].outputs.append(inboxes[name].edge())
     if graph.dead_letter and letters:
         logged = DeadLetters(DEAD_LETTER, None, on_exhausted)
-        context = Context(DEAD_LETTER, graph.folder)
+        context = _context(DEAD_LETTER, graph, checkpoints)
         tasks[DEAD_LETTER] = SinkTask(graph.dead_letter, letters, context, logged)
     return list(tasks.values())
+
+
+def _gate(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Gate:
+    every = graph.checkpoint.records if graph.checkpoint and checkpoints else None
+    if checkpoints is None or checkpoints.snapshot is None:
+        return Gate(every)
+    snapshot = checkpoints.snapshot
+    return Gate(every, snapshot.records.get(name, 0), snapshot.positions.get(name))
+
+
+def _context(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Context:
+    """Return what a node is told when it is opened."""
+    snapshot = checkpoints.snapshot if checkpoints else None
+    resume = None
+    if checkpoints and snapshot is not None:
+        resume = Resume(
+            snapshot.positions.get(name, {}),
+            snapshot.marks.get(name),
+            checkpoints.is_rewind,
+            snapshot.states.get(name),
+        )
+    return Context(name, graph.folder, checkpoints is not None, resume, graph.sources)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -21,16 +22,16 @@ from streamflow.nodes import (
     Context,
     Fetch,
     Operator,
-    Processed,
     Processor,
     Reader,
     Sink,
     Source,
     Writer,
 )
-from streamflow.records import Batch, Rejected
+from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.acks import Ledger, Share
 from streamflow.runtime.channels import Edge, Inbox, Parcel, finish
+from streamflow.runtime.checkpoints import Coordinator, Gate, Snapshot
 from streamflow.runtime.dead_letters import DeadLetters
 from streamflow.runtime.stats import NodeStats
 
@@ -53,6 +54,7 @@ class NodeTask(ABC):
         self.outputs: list[Edge] = []
         self.received = 0
         self.sent = 0
+        self.coordinator: Coordinator | None = None
         self._context = context
         self._dead_letters = dead_letters
 
@@ -70,6 +72,23 @@ class NodeTask(ABC):
 
     @abstractmethod
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None: ...
+
+    async def settled(self) -> None:
+        """Wait until everything that the node let into the graph is finished."""
+        await anyio.lowlevel.checkpoint()
+
+    async def contribute(self) -> Snapshot:
+        """Return the node's part of a checkpoint; nothing is in flight."""
+        return Snapshot()
+
+    def take_commit(self) -> Callable[[], Awaitable[None]]:
+        """Take what is finished now, and return what commits it."""
+        return anyio.lowlevel.checkpoint
+
+    async def _finish(self) -> None:
+        """Wait, once this node's last work is done, for the last checkpoint."""
+        if self.coordinator is not None:
+            await self.coordinator.finish()
 
     def stats(self) -> NodeStats:
         """Return the node's figures at this moment."""
@@ -105,9 +124,12 @@ class SourceTask(NodeTask):
 
     kind = "source"
 
-    def __init__(self, source: Source, context: Context, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self, source: Source, context: Context, dead_letters: DeadLetters, gate: Gate
+    ) -> None:
         super().__init__(context, dead_letters)
         self.reader: Reader | None = None
+        self.gate = gate
         self._source = source
         self._ledger = Ledger()
         self._skipped = 0
@@ -135,15 +157,44 @@ class SourceTask(NodeTask):
                     edge.close()
                 await self._ledger.settled()
                 tasks.cancel_scope.cancel()
-            await self._commit(reader)
+            await self._finish()
+            if self.coordinator is None:
+                await self._commit(reader, self._ledger.take())
 
     async def _receive_all(self, reader: Reader) -> None:
-        while (fetch := await self._receive(reader)) is not None:
-            share = self._ledger.track(fetch.ends)
-            handled = len(fetch.batch) + (len(fetch.rejected.batch) if fetch.rejected else 0)
-            self.received += handled
-            self._skipped += fetch.skipped
-            await self._emit(handled, fetch.batch, fetch.rejected, [share])
+        while (rest := await self._receive(reader)) is not None:
+            while rest is not None:
+                fetch, rest = self.gate.cut(rest)
+                async with self.gate.passing(fetch):
+                    await self._pass_on(fetch)
+                if self.coordinator is not None:
+                    await self.coordinator.reached(self.gate)
+        if self.coordinator is not None:
+            self.coordinator.ended(self.gate)
+
+    async def _pass_on(self, fetch: Fetch) -> None:
+        share = self._ledger.track(fetch.ends)
+        self.received += fetch.num_records
+        self._skipped += fetch.skipped
+        await self._emit(fetch.num_records, fetch.batch, fetch.rejected, [share])
+
+    async def settled(self) -> None:
+        """Wait until everything received is finished."""
+        await self._ledger.settled()
+
+    async def contribute(self) -> Snapshot:
+        """Return how far the source is."""
+        return Snapshot({self.name: self.gate.count}, {self.name: dict(self.gate.positions)})
+
+    def take_commit(self) -> Callable[[], Awaitable[None]]:
+        """Take the positions up to which everything is finished."""
+        positions = self._ledger.take()
+
+        async def commit() -> None:
+            if self.reader is not None:
+                await self._commit(self.reader, positions)
+
+        return commit
 
     async def _receive(self, reader: Reader) -> Fetch | None:
         """Return what comes next, ``None`` at the end of the stream or when stopped."""
@@ -157,19 +208,19 @@ class SourceTask(NodeTask):
         return None
 
     async def _commit_regularly(self, reader: Reader) -> None:
-        while True:
+        while self.coordinator is None:  # else what is committed follows the checkpoint
             await anyio.sleep(COMMIT_INTERVAL)
             # A commit under way is not torn, but neither may it keep the run for ever.
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
-                await self._commit(reader)
+                await self._commit(reader, self._ledger.take())
             if scope.cancelled_caught:
                 message = (
                     f"{self.name}: expected to commit within {CLOSE_TIMEOUT:g} s, found no answer"
                 )
                 raise ConnectorError(message)
 
-    async def _commit(self, reader: Reader) -> None:
-        if positions := self._ledger.take():
+    async def _commit(self, reader: Reader, positions: Mapping[Partition, int]) -> None:
+        if positions:
             await reader.commit(positions)
 
 
@@ -199,11 +250,24 @@ class ProcessorTask(NodeTask):
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with opened_in_thread(self._operator.open(self._context), self._limiter) as processor:
             self.processor = processor
+            resume = self._context.resume
+            if resume is not None and resume.state is not None:
+                await self._call(partial(processor.restore, resume.state))
             await opened()
             while (parcel := await self._inbox.receive(MAX_RECORDS)) is not None:
                 await self._process(parcel)
-            processed = await self._call(processor.end)
-            await self._emit(0, processed.batch, processed.rejected, ())
+            if self.coordinator is None or not self.coordinator.is_suspended:
+                processed = await self._call(processor.end)
+                await self._emit(0, processed.batch, processed.rejected, ())
+            self._dead_letters.close()
+            for edge in self.outputs:
+                edge.close()
+            await self._finish()
+
+    async def contribute(self) -> Snapshot:
+        """Return the processor's state."""
+        assert self.processor is not None
+        return Snapshot(states={self.name: await self._call(self.processor.state)})
 
     async def _process(self, parcel: Parcel) -> None:
         """Process a parcel, in as many calls as keep each short."""
@@ -235,7 +299,7 @@ class ProcessorTask(NodeTask):
         elif seconds < CALL_SECONDS / 2 and count == self._call_records:
             self._call_records = min(MAX_RECORDS, 2 * count)
 
-    async def _call(self, function: Callable[[], Processed]) -> Processed:
+    async def _call(self, function: Callable[[], T]) -> T:
         if self._limiter:
             return await to_thread.run_sync(function, limiter=self._limiter)
         await anyio.lowlevel.checkpoint()
@@ -266,6 +330,13 @@ class SinkTask(NodeTask):
             while (parcel := await self._inbox.receive(MAX_RECORDS)) is not None:
                 await self._write(writer, parcel)
                 await self._flush_if_due(writer)
+            self._dead_letters.close()
+            await self._finish()
+
+    async def contribute(self) -> Snapshot:
+        """Return the mark of the sink."""
+        assert self.writer is not None
+        return Snapshot(marks={self.name: await self.writer.mark()})
 
     async def _write(self, writer: Writer, parcel: Parcel) -> None:
         count = len(parcel.batch)

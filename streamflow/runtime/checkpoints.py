@@ -1,0 +1,271 @@
+"""Checkpoints of a run: the stream stops at a record, and all state there becomes one snapshot.
+
+Theory of operation. Every source passes a `Gate`. With ``every: 4`` the gates of two sources, each
+record a dot, a bar where a gate waits:
+
+    source a   . . . .|. . . .|          the run waits until everything let through is finished:
+    source b   . . .  |. . .  |          written and flushed, rejected, or held by an operator
+
+With all gates closed and nothing in flight the state of every processor is copied, and every sink
+is asked for its mark. Then the gates open, the snapshot is written meanwhile, and when it is safe
+the positions of the sources are committed. Gates close where a source has let a multiple of
+``every`` records through since the stream's start, so that the points are part of the result;
+the other sources wait wherever they are, but where records are merged in turn until they too have
+reached their multiple, or have ended.
+
+A run that is stopped takes its last snapshot without ending the processors, whose windows stay
+open; one whose streams have ended takes it after they have.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import anyio
+from anyio import to_thread
+
+from streamflow.errors import CheckpointError
+from streamflow.nodes import Fetch
+from streamflow.records import Batch, Partition, Place, Rejected
+
+logger = logging.getLogger("streamflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run at one point of its streams.
+
+    Attributes:
+        records: For each source, records let through since its stream's start.
+        positions: For each source, where each partition goes on.
+        states: Of each operator and model.
+        marks: Of each sink.
+    """
+
+    records: Mapping[str, int] = field(default_factory=dict)
+    positions: Mapping[str, Mapping[Place, int]] = field(default_factory=dict)
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Part(Protocol):
+    """A node's task, as far as checkpoints know it."""
+
+    async def settled(self) -> None:
+        """Wait until everything that the node let into the graph is finished."""
+        ...
+
+    async def contribute(self) -> Snapshot:
+        """Return the node's part of a snapshot; nothing is in flight."""
+        ...
+
+    def take_commit(self) -> Callable[[], Awaitable[None]]:
+        """Take what is finished now, and return what commits it."""
+        ...
+
+
+class Gate:
+    """One source's way into the graph.
+
+    Args:
+        every: Records between checkpoints; None where something else says when.
+        count: Records let through before this run.
+        positions: Where each partition goes on.
+    """
+
+    def __init__(
+        self, every: int | None, count: int = 0, positions: Mapping[Place, int] | None = None
+    ) -> None:
+        self.count = count
+        self.positions = dict(positions or {})
+        self.is_ended = False
+        self._every = every
+        self._passing = anyio.Lock()
+        self._met = count  # the multiple at which it has waited
+
+    @property
+    def is_due(self) -> bool:
+        """Whether no record may pass before a checkpoint."""
+        if self._every is None:
+            return False
+        return self.count > self._met and self.count % self._every == 0
+
+    def cut(self, fetch: Fetch) -> tuple[Fetch, Fetch | None]:
+        """Return what may pass before the next checkpoint, and the rest."""
+        size = fetch.num_records
+        room = size if self._every is None else self._every - self.count % self._every
+        return (fetch, None) if size <= room else cut_fetch(fetch, room)
+
+    @asynccontextmanager
+    async def passing(self, fetch: Fetch) -> AsyncIterator[None]:
+        """Let records through, as soon as no checkpoint is being taken."""
+        async with self._passing:
+            self.count += fetch.num_records
+            self.positions |= {partition.place: end for partition, end in fetch.ends.items()}
+            yield
+
+    @asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        """Let nothing through."""
+        async with self._passing:
+            yield
+            self._met = self.count
+
+
+def cut_fetch(fetch: Fetch, count: int) -> tuple[Fetch, Fetch]:
+    """Return the first ``count`` records of a fetch, good and rejected ones, and the rest."""
+    rejected = fetch.rejected
+    num_bad = sum(index < count for index in rejected.indices) if rejected else 0
+    head, tail = _cut(fetch.batch, count - num_bad)
+    bad = (None, None) if rejected is None else _cut_rejected(rejected, num_bad, count)
+    ends: dict[Partition, int] = {}
+    for batch in (head, *([bad[0].batch] if bad[0] else [])):
+        for partition, offset in zip(batch.partitions, batch.offsets, strict=True):
+            ends[partition] = max(ends.get(partition, 0), offset + 1)
+    return Fetch(head, ends, bad[0], fetch.skipped), replace(
+        fetch, batch=tail, rejected=bad[1], skipped=0
+    )
+
+
+def _cut(batch: Batch, count: int) -> tuple[Batch, Batch]:
+    return batch.slice(0, count), batch.slice(count, len(batch))
+
+
+def _cut_rejected(
+    rejected: Rejected, num_bad: int, count: int
+) -> tuple[Rejected | None, Rejected | None]:
+    head, tail = _cut(rejected.batch, num_bad)
+    after = [index - count for index in rejected.indices[num_bad:]]
+    return (
+        Rejected(head, rejected.causes[:num_bad], rejected.indices[:num_bad]) if head else None,
+        Rejected(tail, rejected.causes[num_bad:], after) if tail else None,
+    )
+
+
+class Coordinator:
+    """Takes the checkpoints of a run, one at a time.
+
+    Args:
+        parts: All nodes' tasks.
+        gates: Of the sources.
+        write: Makes a snapshot safe, or raises `CheckpointError`; called in a worker thread.
+        seconds: Between checkpoints; None where gates say when.
+        is_in_step: Whether gates wait until all of them are due.
+
+    Attributes:
+        is_suspended: Whether the run is stopped, to go on later.
+        taken: Count of checkpoints that are safe.
+        failed: Count of those that could not be written.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        gates: Sequence[Gate],
+        write: Callable[[Snapshot], object],
+        *,
+        seconds: float | None,
+        is_in_step: bool,
+    ) -> None:
+        self.is_suspended = False
+        self.taken = self.failed = 0
+        self._parts = parts
+        self._gates = gates
+        self._write = write
+        self._seconds = seconds
+        self._is_in_step = is_in_step
+        self._unfinished = len(parts)
+        self._last = anyio.current_time()
+        self._moved = anyio.Event()
+        self._opened = anyio.Event()
+        self._over = anyio.Event()
+        self._idle = anyio.Semaphore(1)  # what writes one snapshot at a time holds it
+
+    def __repr__(self) -> str:
+        return f"<Coordinator: {self.taken} checkpoints taken, {self.failed} failed>"
+
+    async def run(self) -> None:
+        """Take checkpoints when they are due, and the last one when all nodes have finished."""
+        async with anyio.create_task_group() as writers:
+            while self._unfinished:
+                await self._something()
+                if self._unfinished and self._is_due():
+                    writers.start_soon(self._save, *await self._stop_and_collect())
+        await self._idle.acquire()
+        await self._save(*await self._collect())
+        self._over.set()
+
+    async def reached(self, gate: Gate) -> None:
+        """Wait until the checkpoint that a gate is due for has been taken."""
+        while gate.is_due:
+            opened = self._opened
+            self._moved.set()
+            await opened.wait()
+
+    def ended(self, gate: Gate) -> None:
+        """Say that a source will let no more through."""
+        gate.is_ended = True
+        self._moved.set()
+
+    async def finish(self) -> None:
+        """Say that a node has done its last work; wait until the last checkpoint is taken."""
+        self._unfinished -= 1
+        self._moved.set()
+        await self._over.wait()
+
+    async def _something(self) -> None:
+        """Wait until a gate or a node has moved, or the time has come."""
+        left = None if self._seconds is None else self._last + self._seconds - anyio.current_time()
+        with anyio.move_on_after(left):
+            await self._moved.wait()
+        self._moved = anyio.Event()
+
+    def _is_due(self) -> bool:
+        if self._seconds is not None:
+            return anyio.current_time() >= self._last + self._seconds
+        due = [gate.is_due for gate in self._gates if not gate.is_ended]
+        return bool(due) and (all(due) if self._is_in_step else any(due))
+
+    async def _stop_and_collect(self) -> tuple[Snapshot, list[Callable[[], Awaitable[None]]]]:
+        """Stop the streams while nothing is in flight, and copy all state."""
+        await self._idle.acquire()
+        async with AsyncExitStack() as closed:
+            for gate in self._gates:
+                await closed.enter_async_context(gate.closed())
+            for part in self._parts:
+                await part.settled()
+            collected = await self._collect()
+        self._last = anyio.current_time()
+        opened, self._opened = self._opened, anyio.Event()
+        opened.set()
+        return collected
+
+    async def _collect(self) -> tuple[Snapshot, list[Callable[[], Awaitable[None]]]]:
+        parts = [await part.contribute() for part in self._parts]
+        snapshot = Snapshot(
+            *(
+                {name: value for part in parts for name, value in getattr(part, kind).items()}
+                for kind in ("records", "positions", "states", "marks")
+            )
+        )
+        return snapshot, [part.take_commit() for part in self._parts]
+
+    async def _save(
+        self, snapshot: Snapshot, commits: Sequence[Callable[[], Awaitable[None]]]
+    ) -> None:
+        """Write a snapshot, then commit; a run goes on without a checkpoint that fails."""
+        try:
+            await to_thread.run_sync(self._write, snapshot)
+        except CheckpointError as error:
+            self.failed += 1
+            logger.error("%s; the run goes on, and so does the last good checkpoint", error)
+        else:
+            self.taken += 1
+            for commit in commits:
+                await commit()
+        finally:
+            self._idle.release()
