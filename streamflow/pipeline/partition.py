@@ -64,8 +64,7 @@ class _Network:
         self._cuts = cuts
         self._graphs: dict[Kind | None, list[fx.GraphModule]] = {}
         self.first = ""
-        self.names, is_positional = tracing.required(module)
-        self.num_required = len(self.names) if is_positional else -1
+        self.names = tracing.required(module)
 
     @property
     def num_stages(self) -> int:
@@ -114,13 +113,13 @@ class _Part(nn.Module):
     def _flatten(
         self, values: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[Kind | None, tuple[Any, ...]]:
-        for name in self._network.names[len(values) :]:
+        names = self._network.names
+        for name in names[len(values) :]:
             if name not in named:
                 break
             values = (*values, named[name])
             named = {key: value for key, value in named.items() if key != name}
-        is_usual = not named and len(values) == self._network.num_required
-        if is_usual and all(isinstance(value, Tensor) for value in values):
+        if not named and len(values) == len(names) and all(isinstance(v, Tensor) for v in values):
             return None, values
         return tracing.kind_of(values, named)
 

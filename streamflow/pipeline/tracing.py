@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,26 +31,24 @@ from streamflow.pipeline import trees
 _TRACING = threading.Lock()
 _DEVICES = ("cpu", "cuda")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_FACTORIES = frozenset(
-    {
-        torch.arange,
-        torch.as_tensor,
-        torch.empty,
-        torch.eye,
-        torch.full,
-        torch.linspace,
-        torch.logspace,
-        torch.normal,
-        torch.ones,
-        torch.rand,
-        torch.randint,
-        torch.randn,
-        torch.randperm,
-        torch.tensor,
-        torch.tril_indices,
-        torch.triu_indices,
-        torch.zeros,
-    }
+_FACTORIES = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "logspace",
+    "normal",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
 )
 _IN_PLACE = (
     operator.iadd,
@@ -123,30 +120,48 @@ def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind, tuple[
     return Kind(spec, constants), tuple(x for x in leaves if isinstance(x, Tensor))
 
 
-def required(module: nn.Module) -> tuple[list[str], bool]:
-    """Name the arguments that every call must give, and say whether those are all positional.
+def required(module: nn.Module) -> list[str]:
+    """Name the arguments that every call gives by place or by name.
 
     A network whose arguments all have defaults is taken to need the first.
     """
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    plain = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    names = [p.name for p in plain if p.default is p.empty] or [p.name for p in plain[:1]]
-    needs_more = any(
-        p.kind is not p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters
-    )
-    return names, not needs_more
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [p.name for p in named if p.default is p.empty] or [p.name for p in named[:1]]
+
+
+def usual_kind(module: nn.Module) -> Kind:
+    """Return the kind of calls that give tensors for all that must be given, and nothing else."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    count = len(required(module)) or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    tensor = torch.empty(0)
+    return kind_of((tensor,) * count, dict.fromkeys(keywords, tensor))[0]
 
 
 def trace(module: nn.Module, is_leaf: IsLeaf, kind: Kind | None = None) -> Trace:
-    """Record what a network does in calls of one kind; by default with what every call must give.
+    """Record what a network does in calls of one kind, by default the usual one.
 
     Raises:
         PartitionError: The network cannot be traced, or a trace would be something else.
     """
+    if kind is not None:
+        return _trace(module, is_leaf, kind)
+    try:
+        return _trace(module, is_leaf, usual_kind(module))
+    except PartitionError:
+        parameters = inspect.signature(module.forward).parameters.values()
+        if all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+            raise
+        return _trace(module, is_leaf, None)
+
+
+def _trace(module: nn.Module, is_leaf: IsLeaf, kind: Kind | None) -> Trace:
+    """Trace calls of one kind, or of any number of arguments beside the defaults."""
     with _TRACING:
         tracer = _Tracer(module, is_leaf, kind)
         try:
-            with _unchanged(module), torch.enable_grad(), _NoDraws(), _Recorder(tracer):  # type: ignore[no-untyped-call]
+            with _unchanged(module), torch.enable_grad(), _NoDraws(), _recording(tracer):  # type: ignore[no-untyped-call]
                 graph = tracer.trace(module, concrete_args=_defaults(module))
         except Exception as error:
             msg = (
@@ -156,6 +171,28 @@ def trace(module: nn.Module, is_leaf: IsLeaf, kind: Kind | None = None) -> Trace
             )
             raise PartitionError(msg) from error
     return Trace(graph, tracer.starts, tracer.constants)
+
+
+@contextlib.contextmanager
+def _recording(tracer: fx.Tracer) -> Iterator[None]:
+    """Record that a tensor is made instead of making it; sizes may be known only later."""
+    thread, originals = threading.get_ident(), {name: getattr(torch, name) for name in _FACTORIES}
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return function(*args, **kwargs)
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return record
+
+    try:
+        for name, function in originals.items():
+            setattr(torch, name, recorded(function))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
 
 
 class _InPlace(fx.Proxy):
@@ -283,25 +320,6 @@ class _Tracer(fx.Tracer):
         return self.create_node("get_attr", name, (), {})
 
 
-class _Recorder(TorchFunctionMode):
-    """Records that a tensor is made instead of making it."""
-
-    def __init__(self, tracer: fx.Tracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func in _FACTORIES:
-            return self._tracer.create_proxy("call_function", func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-
 class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses random numbers that are drawn while the code is traced and would stay the same."""
 
@@ -378,12 +396,8 @@ def _is_same(before: _Content | None, after: _Content) -> bool:
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Fix the arguments that a call need not give: code asks ``if mask is None``."""
-    names, _ = required(module)
     parameters = inspect.signature(module.forward).parameters.values()
-    return {
-        p.name: p.default for p in parameters if p.default is not p.empty and p.name not in names
-    }
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _casts() -> list[bool]:
