@@ -78,6 +78,18 @@ class Checkpoints(Declaration):
         return float(self.every[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.every[-1]]
 
 
+class FailureBudget(Declaration):
+    """How many records each node may reject, counted since the start of the run."""
+
+    fraction: float = Field(
+        0.01, ge=0, le=1, description="Part of its records that a node may reject."
+    )
+    after: int = Field(100, ge=1, description="Records that a node handles before that counts.")
+    in_a_row: int = Field(
+        1000, ge=1, description="Records rejected one after the other that are too many."
+    )
+
+
 class Settings(Declaration):
     """What a graph says besides its nodes."""
 
@@ -85,6 +97,10 @@ class Settings(Declaration):
     name: str = Field(min_length=1, description="Name of the graph.")
     shutdown_timeout: float = Field(
         30.0, gt=0, description="Seconds that a stopped run may take to finish what is in flight."
+    )
+    failure_budget: FailureBudget | Literal["none"] = Field(
+        default_factory=FailureBudget,
+        description="How many records may be rejected before the run fails; none for any number.",
     )
     checkpoint: Checkpoints | None = Field(
         None,

@@ -188,6 +188,14 @@ class Sink(Receiver):
 
     def _overflow_problems(self) -> Iterator[Problem]:
         if not self.inputs and self.overflow not in ("block", {}):
+            found = self.overflow if isinstance(self.overflow, str) else "a mapping"
+            message = f"expected block, found {found}; remove it: dead letters are never dropped"
+            yield Problem(("overflow",), message)
+        else:
+            yield from super()._overflow_problems()
+
+    def _overflow_problems(self) -> Iterator[Problem]:
+        if not self.inputs and self.overflow not in ("block", {}):
             message = "expected block, found another one; remove it: dead letters are never dropped"
             yield Problem(("overflow",), message)
         else:

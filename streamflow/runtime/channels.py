@@ -1,8 +1,18 @@
 """Channels: every edge of the graph is a bounded queue of batches with their shares.
 
-A receiving node has one `Inbox` with one `Edge` for each of its inputs. A full edge makes its
-sender wait, and that is all there is to back-pressure. The sender closes its edge; the inbox ends
-when all edges are closed and empty.
+A receiving node has one `Inbox` with one `Edge` for each of its inputs. An edge has room for so
+many records and bytes. Where a batch does not fit the receiver's policy decides, record by record:
+
+    waiting  1 2 3 4 5 6      arriving  7 8 9      room for 8 records
+    block        1 2 3 4 5 6            the sender waits until 7 8 9 all fit
+    drop_oldest  2 3 4 5 6 7 8 9        1 is dropped
+    drop_newest  1 2 3 4 5 6 7 8        9 is dropped
+    latest       9                      all others are dropped, with room left or not
+    fail                                the run ends
+
+Blocking is all there is to back-pressure. What is dropped is counted, and its shares are finished,
+so that positions advance over it. The sender closes its edge; the inbox ends when all edges are
+closed and empty.
 """
 
 from __future__ import annotations
@@ -10,14 +20,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import anyio
+import anyio.lowlevel
 
+from streamflow.errors import NodeError
+from streamflow.nodes import Buffer, Overflow
 from streamflow.records import Batch, concatenate
 from streamflow.runtime.acks import Share
-
-EDGE_RECORDS = 1024
-EDGE_BYTES = 16 * 2**20
+from streamflow.runtime.stats import EdgeStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,14 @@ class Parcel:
         parts = [share.split(len(batches)) for share in self.shares]
         shares = zip(*parts, strict=True) if parts else [()] * len(batches)
         return [Parcel(batch, part) for batch, part in zip(batches, shares, strict=True)]
+
+    def cut(self, num_records: int) -> tuple[Parcel, Parcel]:
+        """Give up this parcel for one with its first records and one with the rest."""
+        head = self.batch.slice(0, num_records)
+        tail = self.batch.slice(num_records, len(self.batch))
+        size_bytes = self.batch.size_bytes - head.size_bytes  # so that the sizes add up
+        first, rest = self.split([head, replace(tail, size_bytes=size_bytes)])
+        return first, rest
 
     def finish(self) -> None:
         """Say that this batch and all its descendants are finished."""
@@ -50,70 +70,209 @@ def join(parcels: Sequence[Parcel]) -> Parcel:
     return Parcel(concatenate([parcel.batch for parcel in parcels]), shares)
 
 
-class Edge:
-    """One sender's bounded queue into an inbox."""
+def num_fitting(batch: Batch, records: int, size_bytes: int) -> int:
+    """Return how many records of a batch fit into so much room, all taken to be of one size."""
+    if records <= 0 or size_bytes < 0:
+        return 0
+    if batch.size_bytes > size_bytes:
+        records = min(records, size_bytes * len(batch) // batch.size_bytes)
+    return min(records, len(batch))
 
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
-        self._room = anyio.Event()
+
+class Edge:
+    """One sender's bounded queue into an inbox.
+
+    Whatever was sent has been taken, has been dropped, or waits.
+
+    Args:
+        inbox: Where it leads to.
+        sender: Name of the node that it comes from.
+        overflow: What happens when there is no room.
+        buffer: How much room there is.
+    """
+
+    def __init__(self, inbox: Inbox, sender: str, overflow: Overflow, buffer: Buffer) -> None:
+        self.sender = sender
+        self.parcels: deque[tuple[int, Parcel]] = deque()
+        """What waits, each with its number in the order of arrival at the inbox."""
         self.records = 0
         self.size_bytes = 0
         self.is_closed = False
+        self._inbox = inbox
+        self._overflow = overflow
+        self._most_records = 1 if overflow == "latest" else buffer.records
+        self._most_bytes = buffer.bytes
+        self._room = anyio.Event()
+        self._num_sent = 0
+        self._num_taken = 0
+        self._num_dropped = 0
+
+    def __repr__(self) -> str:
+        return f"<Edge {self.sender} -> {self._inbox.name}: {self.records} records wait>"
 
     @property
-    def is_full(self) -> bool:
-        """Whether a sender has to wait."""
-        return self.records >= EDGE_RECORDS or self.size_bytes >= EDGE_BYTES
+    def stats(self) -> EdgeStats:
+        """What went through so far."""
+        return EdgeStats(
+            self._overflow, self._num_sent, self._num_taken, self._num_dropped, self.records
+        )
 
     async def send(self, parcel: Parcel) -> None:
-        """Put a parcel in, waiting while the edge is full."""
-        while self.is_full:
-            self._room = anyio.Event()
-            await self._room.wait()
-        self.records += len(parcel.batch)
-        self.size_bytes += parcel.batch.size_bytes
-        self._inbox._put(self, parcel)
+        """Put a parcel in, or what the policy leaves of it.
+
+        Raises:
+            NodeError: There is no room, and the policy is to fail.
+        """
+        if self._overflow == "block":
+            await self._wait_and_put(parcel)
+            return
+        if self._overflow == "fail":
+            self._put_all_or_fail(parcel)
+        elif self._overflow == "drop_newest":
+            self._put_first(parcel)
+        else:
+            self._put_last(parcel)
+        # A sender that never waits would leave no turn to whoever receives.
+        await anyio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Say that nothing more will be sent; once more does nothing."""
         self.is_closed = True
         self._inbox._wake()
 
-    def _taken(self, batch: Batch) -> None:
-        self.records -= len(batch)
-        self.size_bytes -= batch.size_bytes
-        if not self.is_full:
-            self._room.set()
+    def take(self, most_records: int | None = None) -> Parcel:
+        """Take the parcel that came first, or its first records."""
+        parcel = self._pop(most_records)
+        self._num_taken += len(parcel.batch)
+        self._room.set()
+        return parcel
+
+    def _room_for(self, batch: Batch) -> int:
+        """Return how many records of a batch there is room for; alone there is for one."""
+        room = self._most_records - self.records, self._most_bytes - self.size_bytes
+        return max(num_fitting(batch, *room), 0 if self.records else 1)
+
+    async def _wait_and_put(self, parcel: Parcel) -> None:
+        """Put a parcel in at once, in several pieces if it is larger than the whole buffer."""
+        while (fitting := self._room_for(parcel.batch)) < len(parcel.batch):
+            if self.records:
+                self._room = anyio.Event()
+                await self._room.wait()
+            else:
+                piece, parcel = parcel.cut(fitting)
+                self._put(piece)
+        self._put(parcel)
+
+    def _put_all_or_fail(self, parcel: Parcel) -> None:
+        arriving, receiver = len(parcel.batch), self._inbox.name
+        if self._room_for(parcel.batch) < arriving:
+            message = (
+                f"{self.sender} -> {receiver}: expected room for {arriving:,} more records, found "
+                f"{self.records:,} of at most {self._most_records:,} waiting ({self.size_bytes:,} "
+                f"of {self._most_bytes:,} bytes); give {receiver} a larger buffer or another "
+                f"overflow than fail, or make it quicker"
+            )
+            raise NodeError(message)
+        self._put(parcel)
+
+    def _put_first(self, parcel: Parcel) -> None:
+        """Put in as many of the first records as there is room for; drop the others."""
+        fitting = self._room_for(parcel.batch)
+        if fitting == len(parcel.batch):
+            self._put(parcel)
+        elif fitting == 0:
+            self._refuse(parcel)
+        else:
+            first, rest = parcel.cut(fitting)
+            self._put(first)
+            self._refuse(rest)
+
+    def _put_last(self, parcel: Parcel) -> None:
+        """Put in the last records, as many as the buffer holds; drop what is older."""
+        kept = max(1, num_fitting(parcel.batch, self._most_records, self._most_bytes))
+        if kept < len(parcel.batch):
+            while self.parcels:
+                self._discard()
+            older, parcel = parcel.cut(len(parcel.batch) - kept)
+            self._refuse(older)
+        while self.records and self._room_for(parcel.batch) < kept:
+            self._discard(self._in_the_way_of(parcel.batch))
+        self._put(parcel)
+
+    def _in_the_way_of(self, arriving: Batch) -> int:
+        """Return how many records of the oldest parcel must go so that a batch has room."""
+        oldest = self.parcels[0][1].batch
+        too_many = self.records + len(arriving) - self._most_records
+        too_large = self.size_bytes + arriving.size_bytes - self._most_bytes
+        if too_large <= 0:
+            return too_many
+        kept = num_fitting(oldest, len(oldest), oldest.size_bytes - too_large)
+        return max(too_many, len(oldest) - kept)
+
+    def _put(self, parcel: Parcel) -> None:
+        self._num_sent += len(parcel.batch)
+        self.records += len(parcel.batch)
+        self.size_bytes += parcel.batch.size_bytes
+        self.parcels.append((self._inbox._next_number(), parcel))
+        self._inbox._wake()
+
+    def _pop(self, most_records: int | None = None) -> Parcel:
+        number, parcel = self.parcels.popleft()
+        if most_records is not None and most_records < len(parcel.batch):
+            parcel, rest = parcel.cut(most_records)
+            self.parcels.appendleft((number, rest))
+        self.records -= len(parcel.batch)
+        self.size_bytes -= parcel.batch.size_bytes
+        return parcel
+
+    def _refuse(self, parcel: Parcel) -> None:
+        """Drop what arrives."""
+        self._num_sent += len(parcel.batch)
+        self._num_dropped += len(parcel.batch)
+        parcel.finish()
+
+    def _discard(self, most_records: int | None = None) -> None:
+        """Drop the oldest parcel that waits, or its first records."""
+        parcel = self._pop(most_records)
+        self._num_dropped += len(parcel.batch)
+        parcel.finish()
 
 
 class Inbox:
     """What a node receives: its edges, merged in the order of arrival."""
 
-    def __init__(self) -> None:
-        self._queue: deque[tuple[Edge, Parcel]] = deque()
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self._edges: list[Edge] = []
         self._arrived = anyio.Event()
+        self._numbers = count()
 
     def __repr__(self) -> str:
-        records = sum(edge.records for edge in self._edges)
         closed = sum(edge.is_closed for edge in self._edges)
-        return f"<{type(self).__name__} {records} records, {closed}/{len(self._edges)} closed>"
+        return f"<{type(self).__name__} {self.records} records, {closed}/{len(self._edges)} closed>"
 
     @property
     def records(self) -> int:
         """How many records wait."""
         return sum(edge.records for edge in self._edges)
 
-    def edge(self) -> Edge:
+    @property
+    def stats(self) -> dict[str, EdgeStats]:
+        """What went through each edge, by the name of its sender."""
+        return {edge.sender: edge.stats for edge in self._edges}
+
+    def edge(
+        self, sender: str = "", overflow: Overflow = "block", buffer: Buffer | None = None
+    ) -> Edge:
         """Return a new edge into this inbox."""
-        edge = Edge(self)
+        edge = Edge(self, sender, overflow, buffer or Buffer())
         self._edges.append(edge)
         return edge
 
     @property
     def is_ready(self) -> bool:
         """Whether `receive` would return records without waiting."""
-        return bool(self._queue)
+        return any(edge.records for edge in self._edges)
 
     async def receive(self, max_records: int) -> Parcel | None:
         """Wait for records and return those at hand, about ``max_records`` at the most.
@@ -131,17 +290,19 @@ class Inbox:
     def _take(self, max_records: int) -> Parcel | None:
         """Return the parcels that wait, in order of arrival, as one; ``None`` if there is none."""
         taken: list[Parcel] = []
-        count = 0
-        while self._queue and (not taken or count + len(self._queue[0][1].batch) <= max_records):
-            edge, parcel = self._queue.popleft()
-            edge._taken(parcel.batch)
-            taken.append(parcel)
-            count += len(parcel.batch)
+        left = max_records
+        while (edge := self._next_edge()) and (not taken or len(edge.parcels[0][1].batch) <= left):
+            taken.append(edge.take())
+            left -= len(taken[-1].batch)
         return join(taken) if taken else None
 
-    def _put(self, edge: Edge, parcel: Parcel) -> None:
-        self._queue.append((edge, parcel))
-        self._wake()
+    def _next_edge(self) -> Edge | None:
+        """Return the edge in which the parcel waits that came first."""
+        waiting = (edge for edge in self._edges if edge.parcels)
+        return min(waiting, key=lambda edge: edge.parcels[0][0], default=None)
+
+    def _next_number(self) -> int:
+        return next(self._numbers)
 
     def _wake(self) -> None:
         self._arrived.set()
@@ -151,19 +312,12 @@ class RoundRobinInbox(Inbox):
     """An inbox that takes one record of each edge in turn, waiting for the edge whose turn it is.
 
     The order is the same in every run, whatever arrives first and however it is cut into batches.
-    An edge that has ended loses its turn.
+    An edge that has ended loses its turn. Turns go in the order in which the edges were made.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._waiting: dict[Edge, deque[Parcel]] = {}
+    def __init__(self, name: str = "") -> None:
+        super().__init__(name)
         self._turn = 0
-
-    def edge(self) -> Edge:
-        """Return a new edge; turns go in the order of these calls."""
-        edge = super().edge()
-        self._waiting[edge] = deque()
-        return edge
 
     @property
     def is_ready(self) -> bool:
@@ -173,16 +327,12 @@ class RoundRobinInbox(Inbox):
             (bool(edge.records) for edge in edges if edge.records or not edge.is_closed), False
         )
 
-    def _put(self, edge: Edge, parcel: Parcel) -> None:
-        self._waiting[edge].append(parcel)
-        self._wake()
-
     def _take(self, max_records: int) -> Parcel | None:
         turns = self._turns(max_records)
         if not turns:
             return None
         per_edge = {edge: turns.count(edge) for edge in self._edges if edge in turns}
-        joined = join([self._take_from(edge, count) for edge, count in per_edge.items()])
+        joined = join([_take_exactly(edge, count) for edge, count in per_edge.items()])
         return Parcel(joined.batch.select(_interleaved(turns, per_edge)), joined.shares)
 
     def _turns(self, max_records: int) -> list[Edge]:
@@ -203,33 +353,23 @@ class RoundRobinInbox(Inbox):
             self._turn = (self._turn + 1) % len(self._edges)
         return turns
 
-    def _take_from(self, edge: Edge, count: int) -> Parcel:
-        """Take exactly ``count`` records of an edge, which has as many."""
-        taken: list[Parcel] = []
-        while count:
-            parcel = self._waiting[edge].popleft()
-            if len(parcel.batch) > count:
-                parcel, rest = parcel.split(_cut(parcel.batch, count))
-                self._waiting[edge].appendleft(rest)
-            edge._taken(parcel.batch)
-            taken.append(parcel)
-            count -= len(parcel.batch)
-        return join(taken)
 
-
-def _cut(batch: Batch, count: int) -> list[Batch]:
-    """Return the first ``count`` records and the rest; their sizes add up to the whole."""
-    head, tail = batch.slice(0, count), batch.slice(count, len(batch))
-    return [head, replace(tail, size_bytes=batch.size_bytes - head.size_bytes)]
+def _take_exactly(edge: Edge, num_records: int) -> Parcel:
+    """Take so many records of an edge, which has as many."""
+    taken: list[Parcel] = []
+    while num_records:
+        taken.append(edge.take(num_records))
+        num_records -= len(taken[-1].batch)
+    return join(taken)
 
 
 def _interleaved(turns: Sequence[Edge], per_edge: dict[Edge, int]) -> list[int]:
     """Return the places, within the edges' records one edge after another, in order of turns."""
     starts: dict[Edge, int] = {}
     start = 0
-    for edge, count in per_edge.items():
+    for edge, num_records in per_edge.items():
         starts[edge] = start
-        start += count
+        start += num_records
     places = []
     for edge in turns:
         places.append(starts[edge])

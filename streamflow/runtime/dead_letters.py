@@ -5,28 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 from streamflow.errors import FailureBudgetError
+from streamflow.graph import FailureBudget
 from streamflow.records import Batch, Rejected
 from streamflow.runtime.acks import Share
 from streamflow.runtime.channels import Edge, Parcel
 
-MAX_FRACTION = 0.01
-MIN_RECORDS = 100
-MAX_IN_A_ROW = 1000
 LOGGED_PER_NODE = 20
 
 logger = logging.getLogger("streamflow")
 
 
-class FailureBudget:
+class FailureCount:
     """Counts one node's records, and says when too many of them were rejected.
 
     The verdict depends on the order of the records alone, never on how they are batched.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: FailureBudget) -> None:
         self.rejected = 0
+        self._budget = budget
         self._handled = 0
         self._in_a_row = 0
 
@@ -45,22 +45,23 @@ class FailureBudget:
 
     def _accept(self, upto: int) -> str | None:
         """Count good records until ``upto`` have been handled."""
-        passes_threshold = self._handled < MIN_RECORDS <= upto
+        after = self._budget.after
+        passes_threshold = self._handled < after <= upto
         if upto > self._handled:
             self._handled = upto
             self._in_a_row = 0
-        return self._too_many(MIN_RECORDS) if passes_threshold else None
+        return self._too_many(after) if passes_threshold else None
 
     def _reject(self) -> str | None:
         self._handled += 1
         self._in_a_row += 1
         self.rejected += 1
-        if self._in_a_row >= MAX_IN_A_ROW:
+        if self._in_a_row >= self._budget.in_a_row:
             return f"{self._in_a_row} in a row"
         return self._too_many(self._handled)
 
     def _too_many(self, handled: int) -> str | None:
-        if handled < MIN_RECORDS or self.rejected <= MAX_FRACTION * handled:
+        if handled < self._budget.after or self.rejected <= self._budget.fraction * handled:
             return None
         return f"{self.rejected} of {handled}"
 
@@ -69,31 +70,38 @@ class DeadLetters:
     """Where one node's rejected records go, the dead-letter sink or the log, and their count."""
 
     def __init__(
-        self, node: str, edge: Edge | None, on_exhausted: Callable[[FailureBudgetError], None]
+        self,
+        node: str,
+        edge: Edge | None,
+        on_exhausted: Callable[[FailureBudgetError], None],
+        budget: FailureBudget | Literal["none"],
     ) -> None:
         self._node = node
         self._edge = edge
-        self._budget = FailureBudget()
+        self._budget = None if budget == "none" else budget
+        self._failures = FailureCount(self._budget or FailureBudget())
         self._on_exhausted = on_exhausted
+        self._last_cause = ""
 
     @property
     def count(self) -> int:
         """How many records have been rejected."""
-        return self._budget.rejected
+        return self._failures.rejected
 
     async def handle(self, count: int, rejected: Rejected | None, shares: Sequence[Share]) -> None:
         """Count records that the node has handled; take those it rejected, with their shares.
 
         Waits while the dead-letter sink has no room.
         """
-        exceeded = self._budget.handle(count, rejected.indices if rejected else ())
+        exceeded = self._failures.handle(count, rejected.indices if rejected else ())
         if rejected:
             await self._put(Parcel(rejected.batch, tuple(shares)), rejected.causes)
-        if exceeded:
+            self._last_cause = rejected.causes[-1]
+        if exceeded and self._budget:
             message = (
-                f"{self._node}: expected at most {MAX_FRACTION:.0%} rejected records and fewer "
-                f"than {MAX_IN_A_ROW:,} in a row, found {exceeded}, the last because: "
-                f"{rejected.causes[-1] if rejected else 'see the log'}; mend the data or the graph"
+                f"{self._node}: expected at most {100 * self._budget.fraction:g}% rejected records "
+                f"and fewer than {self._budget.in_a_row:,} in a row, found {exceeded}, the last "
+                f"because: {self._last_cause}; mend the data or the graph, or raise failure_budget"
             )
             self._on_exhausted(FailureBudgetError(message))
 

@@ -399,14 +399,15 @@ def build_tasks(
     checkpoints: Checkpointing | None = None,
 ) -> list[NodeTask]:
     """Return one task for each node, connected by channels."""
-    letters = Inbox() if graph.dead_letter else None
+    letters, letter_sink = Inbox(DEAD_LETTER), graph.dead_letter
     inboxes: dict[str, Inbox] = {}
     tasks: dict[str, NodeTask] = {}
     for section, name, node in graph.nodes():
         context = _context(name, graph, checkpoints)
-        dead_letters = DeadLetters(name, letters.edge() if letters else None, on_exhausted)
+        edge = letters.edge(name, buffer=letter_sink.buffer) if letter_sink else None
+        dead_letters = DeadLetters(name, edge, on_exhausted, graph.failure_budget)
         if isinstance(node, Receiver):
-            inboxes[name] = RoundRobinInbox() if node.merge == "round_robin" else Inbox()
+            inboxes[name] = (RoundRobinInbox if node.merge == "round_robin" else Inbox)(name)
         if isinstance(node, Source):
             tasks[name] = SourceTask(node, context, dead_letters, _gate(name, graph, checkpoints))
         elif isinstance(node, Operator):
@@ -416,11 +417,12 @@ def build_tasks(
             tasks[name] = SinkTask(node, inboxes[name], context, dead_letters)
     for _, name, node in graph.nodes():
         for sender in node.inputs if isinstance(node, Receiver) else ():
-            tasks[sender].outputs.append(inboxes[name].edge())
-    if graph.dead_letter and letters:
-        logged = DeadLetters(DEAD_LETTER, None, on_exhausted)
+            edge = inboxes[name].edge(sender, node.overflow_of(sender), node.buffer)
+            tasks[sender].outputs.append(edge)
+    if letter_sink:
+        logged = DeadLetters(DEAD_LETTER, None, on_exhausted, graph.failure_budget)
         context = _context(DEAD_LETTER, graph, checkpoints)
-        tasks[DEAD_LETTER] = SinkTask(graph.dead_letter, letters, context, logged)
+        tasks[DEAD_LETTER] = SinkTask(letter_sink, letters, context, logged)
     return list(tasks.values())
 
 
@@ -455,7 +457,7 @@ def _first(error: BaseException) -> BaseException:
 
 def _node_error(name: str, error: BaseException) -> StreamflowError:
     """Return an error that names the node, with the original as its cause."""
-    if isinstance(error, MissingExtraError | ConnectorError):
+    if isinstance(error, MissingExtraError | ConnectorError | NodeError):
         return error  # says where already
     failure = NodeError(f"{name}: {type(error).__name__}: {error}")
     failure.__cause__ = error

@@ -8,6 +8,25 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeStats:
+    """One edge at one moment; what was sent was taken, was dropped, or waits.
+
+    Attributes:
+        overflow: What happens to records that it has no room for.
+        sent: Records that its sender has sent.
+        taken: Records that its receiver has taken.
+        dropped: Records that were dropped because there was no room.
+        waiting: Records in it.
+    """
+
+    overflow: str
+    sent: int = 0
+    taken: int = 0
+    dropped: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStats:
     """One node at one moment.
 
@@ -20,6 +39,7 @@ class NodeStats:
         waiting: Records in its inbox.
         behind: Records beyond the last one a source has received; ``None`` if unknown.
         report: The node's own figures; a model's score.
+        edges: What the node receives through, by the name of the sender.
     """
 
     kind: str
@@ -30,6 +50,12 @@ class NodeStats:
     waiting: int = 0
     behind: int | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
+    edges: Mapping[str, EdgeStats] = field(default_factory=dict)
+
+    @property
+    def dropped(self) -> int:
+        """Records that were on their way to the node and dropped for want of room."""
+        return sum(edge.dropped for edge in self.edges.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +92,11 @@ class Stats:
     def rejected(self) -> int:
         """Records that some node could not use."""
         return sum(node.rejected for node in self.nodes.values())
+
+    @property
+    def dropped(self) -> int:
+        """Records that were dropped for want of room, in all edges."""
+        return sum(node.dropped for node in self.nodes.values())
 
     @property
     def behind(self) -> int | None:

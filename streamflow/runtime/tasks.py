@@ -245,7 +245,7 @@ class ProcessorTask(NodeTask):
 
     def _figures(self) -> dict[str, Any]:
         report = self.processor.report() if self.processor else {}
-        return {"waiting": self._inbox.records, "report": report}
+        return {"waiting": self._inbox.records, "edges": self._inbox.stats, "report": report}
 
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with opened_in_thread(self._operator.open(self._context), self._limiter) as processor:
@@ -321,7 +321,7 @@ class SinkTask(NodeTask):
         self._unflushed: list[Parcel] = []
 
     def _figures(self) -> dict[str, Any]:
-        return {"waiting": self._inbox.records}
+        return {"waiting": self._inbox.records, "edges": self._inbox.stats}
 
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with self._sink.open(self._context) as writer:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamflow.errors import FailureBudgetError, StreamflowError
-from streamflow.graph import Graph
+from streamflow.graph import FailureBudget, Graph
 from streamflow.records import Batch, Partition, split_rejected
 from streamflow.runtime.acks import Ledger
 from streamflow.runtime.channels import Inbox
-from streamflow.runtime.dead_letters import LOGGED_PER_NODE, DeadLetters, FailureBudget
+from streamflow.runtime.dead_letters import LOGGED_PER_NODE, DeadLetters, FailureCount
 from streamflow.testing import ListSink, ListSource
 
 PARTITION = Partition("source", unit="offset")
@@ -41,7 +41,7 @@ def test_the_budget_is_exceeded_by_the_same_record_however_batched(
 ) -> None:
     bad = [is_bad for is_bad, count in runs for _ in range(count)]
     expected = first_exceeding(bad)
-    budget = FailureBudget()
+    budget = FailureCount(FailureBudget())
     places = [0, *sorted(cut for cut in cuts if cut < len(bad)), len(bad)]
     for start, stop in pairwise(places):
         part = bad[start:stop]
@@ -70,11 +70,11 @@ def test_the_budget_bears_one_in_a_hundred_and_999_in_a_row(
     num_good: int, num_bad: int, verdict: str | None
 ) -> None:
     total = num_good + num_bad
-    assert FailureBudget().handle(total, range(num_good, total)) == verdict
+    assert FailureCount(FailureBudget()).handle(total, range(num_good, total)) == verdict
 
 
 def test_one_good_record_ends_a_row() -> None:
-    budget = FailureBudget()
+    budget = FailureCount(FailureBudget())
     assert budget.handle(200_000) is None
     for _ in range(2):
         assert budget.handle(999, range(999)) is None
@@ -82,7 +82,7 @@ def test_one_good_record_ends_a_row() -> None:
 
 
 def test_a_budget_that_was_borne_early_is_judged_at_the_hundredth_record() -> None:
-    budget = FailureBudget()
+    budget = FailureCount(FailureBudget())
     assert budget.handle(10, range(10)) is None
     assert budget.handle(89) is None
     assert budget.handle(1) == "10 of 100"
@@ -107,7 +107,7 @@ async def reject(
 ) -> tuple[DeadLetters, Ledger]:
     """Handle one batch in which some records are bad."""
     ledger = Ledger()
-    letters = DeadLetters("parse", inbox.edge() if inbox else None, on_exhausted)
+    letters = DeadLetters("parse", inbox.edge() if inbox else None, on_exhausted, FailureBudget())
     _, rejected = split_rejected(batch_of(count, originals), bad)
     await letters.handle(count, rejected, [ledger.track({PARTITION: count})])
     return letters, ledger
@@ -159,7 +159,8 @@ async def test_an_exceeded_budget_says_how_far_and_the_last_cause() -> None:
     await reject(150, {3: "first", 9: "second"}, on_exhausted=told.append)
     expected = (
         "parse: expected at most 1% rejected records and fewer than 1,000 in a row, "
-        "found 2 of 100, the last because: second; mend the data or the graph"
+        "found 2 of 100, the last because: second; mend the data or the graph, or raise "
+        "failure_budget"
     )
     assert [str(error) for error in told] == [expected]
 

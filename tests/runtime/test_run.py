@@ -6,7 +6,7 @@ import pytest
 
 from streamflow.errors import NodeError
 from streamflow.graph import Graph
-from streamflow.runtime.channels import EDGE_RECORDS
+from streamflow.nodes import Buffer
 from streamflow.runtime.tasks import MAX_RECORDS
 from streamflow.testing import Gate, ListSource
 from tests.runtime.graphs import BlockingTimes, Times, graph_of, is_closed, numbers, sink
@@ -118,7 +118,7 @@ async def test_a_blocked_sink_keeps_the_source_from_reading_ahead() -> None:
         async with graph_of(source, blocked, free).open() as run:
             await anyio.wait_all_tasks_blocked()
             held = source.probe.num_received
-            assert EDGE_RECORDS < held <= EDGE_RECORDS + MAX_RECORDS + 2 * 500
+            assert 1000 < held <= Buffer().records + MAX_RECORDS + 2 * 500
             assert source.probe.commits == []
             blocked.gate.open()
             await run.wait()
