@@ -194,13 +194,6 @@ class Sink(Receiver):
         else:
             yield from super()._overflow_problems()
 
-    def _overflow_problems(self) -> Iterator[Problem]:
-        if not self.inputs and self.overflow not in ("block", {}):
-            message = "expected block, found another one; remove it: dead letters are never dropped"
-            yield Problem(("overflow",), message)
-        else:
-            yield from super()._overflow_problems()
-
     @property
     def cuts_back(self) -> bool:
         """Whether what it wrote after a checkpoint is gone when a run goes on from there."""

@@ -416,9 +416,10 @@ def build_tasks(
         elif isinstance(node, Sink):
             tasks[name] = SinkTask(node, inboxes[name], context, dead_letters)
     for _, name, node in graph.nodes():
-        for sender in node.inputs if isinstance(node, Receiver) else ():
-            edge = inboxes[name].edge(sender, node.overflow_of(sender), node.buffer)
-            tasks[sender].outputs.append(edge)
+        if isinstance(node, Receiver):
+            for sender in node.inputs:
+                edge = inboxes[name].edge(sender, node.overflow_of(sender), node.buffer)
+                tasks[sender].outputs.append(edge)
     if letter_sink:
         logged = DeadLetters(DEAD_LETTER, None, on_exhausted, graph.failure_budget)
         context = _context(DEAD_LETTER, graph, checkpoints)
