@@ -49,14 +49,6 @@ def test_any_stream_equals_the_reference(case: dict[str, object]) -> None:
     check(**case)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
-@settings(max_examples=1500, deadline=None, phases=(Phase.explicit, Phase.generate))
-@given(cases())
-@pytest.mark.timeout(1200)
-def test_many_streams_equal_the_reference(case: dict[str, object]) -> None:
-    check(**case)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 6])
 def test_every_scheme_equals_the_reference(scheme: tuple[str, str], num_stages: int) -> None:
