@@ -93,7 +93,7 @@ def draw_load(results: Results) -> Figure:
             _draw_loads(axes, results.find(stream, way))
             axes.set_title(f"{stream}; {meaning}")
     for axes in panels[-1]:
-        axes.set_xlabel("arrivals per sample time of one sequential loop")
+        axes.set_xlabel("arrivals / capacity of a sequential loop")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
@@ -114,8 +114,12 @@ def _draw_loads(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.set_yscale("log")
     loads = sorted({cell.load or 0.0 for cell in cells})
     axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    losses = [cell.loss for cell in cells]
+    ticks = [m * 10.0**e for e in range(-3, 2) for m in (1, 1.5, 2, 3, 5, 7)]
+    shown = [tick for tick in ticks if 0.8 * min(losses) < tick < 1.25 * max(losses)]
+    axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
     axes.minorticks_off()
-    axes.set_ylabel("mean squared error")
+    axes.set_ylabel("mean squared error (target variance: 1)")
 
 
 if __name__ == "__main__":
