@@ -101,12 +101,18 @@ class ListSource(Source):
     gate: Gate = Field(default_factory=Gate)
     probe: SourceProbe = Field(default_factory=SourceProbe)
 
+    @property
+    def rereads(self) -> bool:
+        """Whether it can go on at the positions of a checkpoint."""
+        return True
+
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncGenerator[ListReader]:
-        """Give a reader that starts at the first value."""
+        """Give a reader that starts at the first value, or where a checkpoint says."""
         self.probe.num_open += 1
         try:
-            yield ListReader(self, context.name)
+            done = context.resume.positions.values() if context.resume else ()
+            yield ListReader(self, context.name, start=sum(done))
         finally:
             self.probe.num_open -= 1
 
@@ -114,9 +120,9 @@ class ListSource(Source):
 class ListReader:
     """Reads a `ListSource`."""
 
-    def __init__(self, source: ListSource, name: str) -> None:
+    def __init__(self, source: ListSource, name: str, *, start: int = 0) -> None:
         self._source = source
-        self._next = 0
+        self._next = start
         places = range(source.num_partitions)
         self._partitions = [
             Partition(name, (("partition", place),) if len(places) > 1 else ()) for place in places
@@ -211,10 +217,17 @@ class ListSink(Sink):
     flush_gate: Gate = Field(default_factory=Gate)
     probe: SinkProbe = Field(default_factory=SinkProbe)
 
+    @property
+    def cuts_back(self) -> bool:
+        """Whether what it wrote after a checkpoint is gone when a run goes on from there."""
+        return True
+
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncGenerator[ListWriter]:
-        """Give a writer."""
+        """Give a writer; what was written after a checkpoint is cut off."""
         self.probe.num_open += 1
+        if context.resume and context.resume.mark is not None:
+            del self.probe.records[context.resume.mark["records"] :]
         try:
             yield ListWriter(self)
         finally:
@@ -246,3 +259,8 @@ class ListWriter:
         if self._sink.fails_flush:
             raise self._sink.error
         self._sink.probe.num_delivered = len(self._sink.probe.records)
+
+    async def mark(self) -> Mapping[str, Any]:
+        """Return how many records there are."""
+        await anyio.lowlevel.checkpoint()
+        return {"records": self._sink.probe.num_delivered}

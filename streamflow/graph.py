@@ -59,9 +59,8 @@ class Checkpoints(Declaration):
     def _check_every(cls, every: int | str) -> int | str:
         is_time = isinstance(every, str) and TIME.fullmatch(every) and float(every[:-1]) > 0
         if not (is_time or (isinstance(every, int) and every > 0)):
-            message = (
-                f"expected a number of records, or a time such as 30s, 5m or 1h, found {every}"
-            )
+            message = "expected a number of records, or a time such as 30s, 5m or 1h, found "
+            message += f"{every}; write one of the two"
             raise ValueError(message)
         return every
 

@@ -327,9 +327,11 @@ def coordinate(
 async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterator[Run]:
     """Check the graph, open its nodes, and give the run; see `Graph.open`."""
     await _check(graph)
-    async with _opened_checkpoints(graph, start, instance) as checkpoints:
-        async with _opened_run(graph, checkpoints) as run:
-            yield run
+    async with (
+        _opened_checkpoints(graph, start, instance) as checkpoints,
+        opened_run(graph, checkpoints) as run,
+    ):
+        yield run
 
 
 @asynccontextmanager
@@ -341,7 +343,8 @@ async def _opened_checkpoints(
 
 
 @asynccontextmanager
-async def _opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIterator[Run]:
+async def opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIterator[Run]:
+    """Open the nodes of a graph that has been checked, and give the run."""
     if checkpoints is None:
         _warn_of_fresh_weights(graph)
     run = Run(graph, checkpoints)
