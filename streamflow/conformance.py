@@ -10,7 +10,7 @@ from typing import Any, Final
 import anyio
 
 from streamflow.nodes import Context, Fetch, Reader, Sink, Source, Writer
-from streamflow.records import Batch, Partition, to_columns
+from streamflow.records import Batch, Partition, Record, to_columns
 
 LONGEST_WAIT: Final = 30.0
 """Seconds after which a connector counts as stuck."""
@@ -114,11 +114,24 @@ async def check_stalled_sink(make: Callable[[], Sink], values: Sequence[Any]) ->
 
 
 def make_batch(values: Sequence[Any], start: int = 0, *, in_columns: bool = True) -> Batch:
-    """Return ``values`` as a batch of one partition, with offsets from ``start``."""
-    rows = list(values)
-    partition = Partition("test")
-    offsets = range(start, start + len(rows))
-    return Batch(to_columns(rows) if in_columns else rows, [partition] * len(rows), offsets)
+    """Return ``values`` as a batch of one partition, with offsets from ``start``.
+
+    A `Record` among them also brings its key, timestamp and headers.
+    """
+    records = [value if isinstance(value, Record) else Record(value) for value in values]
+    rows = [record.value for record in records]
+    return Batch(
+        to_columns(rows) if in_columns else rows,
+        [Partition("test")] * len(rows),
+        range(start, start + len(rows)),
+        keys=_if_any([record.key for record in records]),
+        timestamps_ms=_if_any([record.timestamp_ms for record in records]),
+        headers=_if_any([record.headers for record in records]),
+    )
+
+
+def _if_any(column: list[Any]) -> list[Any] | None:
+    return column if any(entry not in (None, ()) for entry in column) else None
 
 
 @asynccontextmanager

@@ -1,11 +1,14 @@
-"""Doubles and checks for those who test graphs or write connectors.
+"""Doubles and checks for those who test graphs or write connectors and operators.
 
 `ListSource` and `ListSink` are real declarations that live in memory and fail on request; what they
-saw is in their ``probe``. The ``check_`` functions hold a connector of yours against the contracts
-of `streamflow.nodes`:
+saw is in their ``probe``. The ``check_`` functions hold a node of yours against the contracts of
+`streamflow.nodes`:
 
     async def test_source() -> None:
         await check_source(lambda: MySource(path=path), values)
+
+    def test_operator_goes_on_from_a_checkpoint() -> None:
+        check_operator(lambda: MyOperator(inputs=["readings"]), values)
 """
 
 from streamflow.conformance import (
@@ -23,6 +26,7 @@ from streamflow.doubles import (
     SinkProbe,
     SourceProbe,
 )
+from streamflow.operator_conformance import check_operator
 
 __all__ = [
     "Gate",
@@ -33,6 +37,7 @@ __all__ = [
     "SinkProbe",
     "SourceProbe",
     "check_live_source",
+    "check_operator",
     "check_sink",
     "check_source",
     "check_stalled_sink",

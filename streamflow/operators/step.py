@@ -10,7 +10,7 @@ from streamflow.records import Batch
 
 
 class Step:
-    """A processor that keeps no records back and has no figures to show."""
+    """A processor that keeps no records back, has no figures to show, and remembers nothing."""
 
     def process(self, batch: Batch) -> Processed:
         """Return what becomes of ``batch``."""
@@ -23,6 +23,13 @@ class Step:
     def report(self) -> Mapping[str, Any]:
         """Return no figures."""
         return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: nothing is kept from record to record."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over nothing."""
 
 
 def absent(batch: Batch, index: int, name: str) -> str:
