@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -26,6 +27,16 @@ class Moments:
         self._sum_F: Floats = np.zeros(width)
         self._squares_F: Floats = np.zeros(width)
 
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Moments:
+        """Return moments that go on where those were whose `state` this is."""
+        moments = cls(0)
+        moments.count = state["count"]
+        moments._origin_F = np.array(state["origin"])
+        moments._sum_F = np.array(state["sum"])
+        moments._squares_F = np.array(state["squares"])
+        return moments
+
     def __repr__(self) -> str:
         return f"<Moments of {len(self._sum_F)} columns after {self.count} rows>"
 
@@ -38,6 +49,15 @@ class Moments:
     def variance_F(self) -> Floats:
         """The population variance of each column; of no rows, zero."""
         return self._squares_F / max(self.count, 1)
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of what the next rows need to know."""
+        return {
+            "count": self.count,
+            "origin": self._origin_F.copy(),
+            "sum": self._sum_F.copy(),
+            "squares": self._squares_F.copy(),
+        }
 
     def absorb(self, rows_NF: Floats) -> tuple[Floats, Floats]:
         """Take rows in, and return mean and variance as they were before each of them.

@@ -4,20 +4,40 @@ The function gets the record's value and nothing else. A mapping is handed over 
 the call's own, so a function may change it; what is nested in it may be shared with other nodes
 and must be left as it is. Functions run in a worker thread, in the order of the stream: one that
 is slow holds up its own branch of the graph and never the event loop.
+
+A function that remembers something from record to record is an object with `__call__` and, so that
+checkpoints know what it remembers, the methods ``state()`` and ``restore(state)`` with the contract
+of `streamflow.nodes.Processor`:
+
+    class Change:
+        def __init__(self):
+            self.last = 0.0
+
+        def __call__(self, value):
+            change, self.last = value["price"] - self.last, value["price"]
+            return {**value, "change": change}
+
+        def state(self):
+            return {"last": self.last}
+
+        def restore(self, state):
+            self.last = state["last"]
+
+    change = Change()  # function: module:change
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
 from streamflow.callables import CallableError, Named, resolve
-from streamflow.errors import Problem
+from streamflow.errors import GraphError, Problem
 from streamflow.nodes import Context, Operator, Processed
 from streamflow.operators.step import Step
 from streamflow.records import Batch, estimate_bytes, split_rejected, to_columns
@@ -32,7 +52,8 @@ class FunctionOperator(Operator):
     blocking: ClassVar[bool] = True
 
     function: Named = Field(
-        description="A function of a record's value, as package.module:callable."
+        description="A function of a record's value, as package.module:callable. An object that "
+        "has the methods state and restore is kept in checkpoints."
     )
 
     def deep_problems(self, folder: Path) -> Iterator[Problem]:
@@ -71,11 +92,36 @@ class Filter(FunctionOperator):
         return nullcontext(FilterStep(resolve(self.function, context.folder)))
 
 
-class MapStep(Step):
-    """An open `Map`."""
+class FunctionStep(Step):
+    """An open operator that calls a function."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
+
+    def state(self) -> dict[str, Any]:
+        """Return what the function remembers."""
+        remembering = _remembering(self._function)
+        return {} if remembering is None else {"function": remembering.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Give the function what it remembered.
+
+        Raises:
+            GraphError: It remembers nothing any more.
+        """
+        if "function" not in state:
+            return
+        if (remembering := _remembering(self._function)) is None:
+            message = (
+                f"expected an object with the methods state and restore, as it was when this "
+                f"state was taken, found {self._function!r}; begin anew or give it both"
+            )
+            raise GraphError([Problem(("function",), message)])
+        remembering.restore(state["function"])
+
+
+class MapStep(FunctionStep):
+    """An open `Map`."""
 
     def process(self, batch: Batch) -> Processed:
         """Return the records with their new values."""
@@ -86,11 +132,8 @@ class MapStep(Step):
         return Processed(_with_new_values(good, list(results.values())), rejected)
 
 
-class FilterStep(Step):
+class FilterStep(FunctionStep):
     """An open `Filter`."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
 
     def process(self, batch: Batch) -> Processed:
         """Return the records that pass."""
@@ -98,6 +141,29 @@ class FilterStep(Step):
         kept = [index for index, passes in results.items() if passes]
         _, rejected = split_rejected(batch, causes)
         return Processed(batch.select(kept) if kept else None, rejected)
+
+
+class Remembering(Protocol):
+    """A function of the user's that goes on from a checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of what it remembers, as `streamflow.nodes.Processor.state` does."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        ...
+
+
+def _remembering(function: Any) -> Remembering | None:
+    """Return the function if it has both methods of its own.
+
+    A class that is called for each record has them for its instances, and remembers nothing itself.
+    """
+    if isinstance(function, type):
+        return None
+    methods = (getattr(function, name, None) for name in ("state", "restore"))
+    return function if all(map(callable, methods)) else None
 
 
 def _call_each(

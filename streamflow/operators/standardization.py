@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -44,6 +44,18 @@ class StandardizeStep(Step):
             return Processed(rejected=rejected)
         replaced = self._write(good, self._standardize(x_NF[is_good_N]))
         return Processed(replaced, rejected)
+
+    def state(self) -> dict[str, Any]:
+        """Return the shapes of the fields, once they are known, and their running statistics."""
+        if self._shapes is None:
+            return {"shapes": None}
+        return {"shapes": list(map(list, self._shapes)), "moments": self._moments.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over shapes and statistics."""
+        if state["shapes"] is not None:
+            self._shapes = list(map(tuple, state["shapes"]))
+            self._moments = Moments.restored(state["moments"])
 
     def _read(self, columns: Sequence[Column]) -> Floats:
         """Return all fields of each record as numbers, not a number where one is unusable."""
