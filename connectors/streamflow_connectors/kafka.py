@@ -114,6 +114,9 @@ class KafkaSource(Connection, Source):
     without a group, exactly these partitions (or those that the topics have at the start) are read;
     without a group nothing is committed.
 
+    From a checkpoint it goes on at the checkpoint's positions; in a group at the committed one of a
+    partition if that is larger, since another member has learned what lies between.
+
     Keys are text where their bytes are UTF-8, else bytes; a Kafka sink writes either as the same
     bytes. Records without a value (tombstones) are skipped and counted.
     """
@@ -142,8 +145,8 @@ class KafkaSource(Connection, Source):
     )
     if_lost: Literal["error", "earliest", "latest"] = Field(
         "error",
-        description="What to do about a committed position that the topic no longer holds: "
-        "fail, or go on at its start or end.",
+        description="What to do about a position, committed or of a checkpoint, that the topic no "
+        "longer holds: fail, or go on at its start or end.",
     )
     max_poll_records: int = Field(
         1000, gt=0, description="How many records to take at once at the most."
@@ -161,6 +164,11 @@ class KafkaSource(Connection, Source):
     def keeps_positions(self) -> bool:
         """Whether a later run goes on where this one has finished."""
         return self.group is not None
+
+    @property
+    def rereads(self) -> bool:
+        """Whether it can go on at the positions of a checkpoint: as long as the topic has them."""
+        return True
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
         """Connect, and give a reader until the context is left.

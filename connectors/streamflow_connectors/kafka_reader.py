@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 import anyio
 from aiokafka import (  # type: ignore[import-untyped]
@@ -38,8 +37,8 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 
 from streamflow.codecs import decode
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Fetch
-from streamflow.records import Batch, Partition
+from streamflow.nodes import Context, Fetch, Resume
+from streamflow.records import Partition
 from streamflow_connectors.kafka import KafkaSource
 from streamflow_connectors.kafka_connection import (
     client_options,
@@ -49,8 +48,7 @@ from streamflow_connectors.kafka_connection import (
     start,
     unknown_topics,
 )
-
-T = TypeVar("T")
+from streamflow_connectors.kafka_records import to_batch, topic_partition
 
 logger = logging.getLogger("streamflow.kafka")
 
@@ -58,7 +56,6 @@ POLL_MS = 100  # how soon records that are left out, such as aborted ones, move 
 FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
 FETCH_BYTES = 8 * 2**20
 RETRY = 0.1
-RECORD_BYTES = 200  # what a record takes in memory beside its payload, about
 
 
 @asynccontextmanager
@@ -99,6 +96,8 @@ class KafkaReader:
         self._has_assignment = anyio.Event()  # the first
         self._positions: dict[TopicPartition, int] = {}  # next to receive, once settled
         self._untold: set[TopicPartition] = set()  # begin at a position that is not committed
+        self._reached = _positions(context.resume)  # learned, whatever is committed
+        self._is_rewind = context.resume is not None and context.resume.is_rewind
         self._ends: Mapping[TopicPartition, int] | None = None
         self._partitions: dict[TopicPartition, Partition] = {}  # of this epoch
 
@@ -135,7 +134,7 @@ class KafkaReader:
             ConnectorError: The broker refused, or did not answer within the connect timeout.
         """
         offsets = {
-            topic_partition(partition): OffsetAndMetadata(position, "")
+            topic_partition(partition.place): OffsetAndMetadata(position, "")
             for partition, position in positions.items()
             if partition.epoch == self._epoch
         }
@@ -222,20 +221,28 @@ class KafkaReader:
         if not new:
             return
         epoch = self._epoch
-        starts: dict[TopicPartition, int] = {}
+        starts = {part: self._reached[part] for part in new & self._reached.keys()}
         if self._source.group is not None:
-            committed = {part: await self._consumer.committed(part) for part in new}
-            starts = {part: found for part, found in committed.items() if found is not None}
+            for part in new:
+                committed = await self._consumer.committed(part)
+                if committed is not None and not (self._is_rewind and part in starts):
+                    starts[part] = max(committed, starts.get(part, 0))
         unset = list(new - starts.keys())
-        starts.update(await self._edges(unset, self._source.start))
+        starts.update(await self._edges(unset, self._start_edge()))
         if epoch != self._epoch:
             return
         for part, position in starts.items():
             self._consumer.seek(part, position)
             self._positions[part] = position
-        if self._source.group is not None and self._source.start == "latest":
-            # Committed even if nothing comes, for the next owner would begin at a later end.
+        if self._source.start == "latest" and (self._source.group or self._context.is_checkpointed):
+            # Kept even if nothing comes, for the next run or owner would begin at a later end.
             self._untold.update(unset)
+
+    def _start_edge(self) -> str:
+        """Return where partitions begin that nothing is known of."""
+        if self._context.resume is not None and self._is_manual:
+            return "earliest"  # they have come up since the checkpoint
+        return self._source.start
 
     async def _edges(self, parts: list[TopicPartition], edge: str) -> Mapping[TopicPartition, int]:
         """Return the first position of partitions (``earliest``), or that after the last."""
@@ -288,6 +295,8 @@ class KafkaReader:
             if position != self._positions.get(part) or part in self._untold:
                 ends[self._partition(part)] = self._positions[part] = position
         self._untold.clear()
+        if self._context.is_checkpointed:
+            self._reached.update(self._positions)
         return ends
 
     def _is_at_end(self) -> bool:
@@ -303,25 +312,8 @@ class KafkaReader:
     def _fetch(
         self, data: Mapping[TopicPartition, list[ConsumerRecord]], ends: Mapping[Partition, int]
     ) -> Fetch:
-        """Return records in columns, without tombstones."""
-        records: list[ConsumerRecord] = []
-        partitions: list[Partition] = []
-        for part, received in data.items():
-            kept = [record for record in received if record.value is not None]
-            records += kept
-            partitions += [self._partition(part)] * len(kept)
-        payloads = [record.value for record in records]
-        batch = Batch(
-            values=payloads,
-            partitions=partitions,
-            offsets=[record.offset for record in records],
-            keys=_if_any([decode_key(record.key) for record in records]),
-            timestamps_ms=_if_any([_timestamp_ms(record.timestamp) for record in records]),
-            headers=_if_any([_headers(record.headers) for record in records]),
-            originals=payloads,
-            size_bytes=2 * sum(map(len, payloads)) + RECORD_BYTES * len(records),
-        )
-        skipped = sum(map(len, data.values())) - len(records)
+        batch = to_batch(data, self._partition)
+        skipped = sum(map(len, data.values())) - len(batch)
         return decode(self._codec, batch, ends, skipped=skipped)
 
     def _partition(self, part: TopicPartition) -> Partition:
@@ -359,31 +351,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is
         self._reader._assign(assigned)
 
 
-def topic_partition(partition: Partition) -> TopicPartition:
-    """Return the driver's name of a partition."""
-    (_, topic), (_, number) = partition.place
-    return TopicPartition(topic, number)
-
-
-def decode_key(key: bytes | None) -> str | bytes | None:
-    """Return a key as text if it is UTF-8; encoding that again gives the same bytes."""
-    if key is None:
-        return None
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        return key
-
-
-def _headers(headers: tuple[tuple[str, bytes | None], ...]) -> tuple[tuple[str, bytes], ...]:
-    """Return headers with empty values for missing ones."""
-    return tuple((name, value or b"") for name, value in headers) if headers else ()
-
-
-def _timestamp_ms(timestamp: int) -> int | None:
-    return timestamp if timestamp >= 0 else None
-
-
-def _if_any(column: list[T]) -> list[T] | None:
-    """Return a column, or ``None`` if no record has an entry in it."""
-    return column if any(entry is not None and entry != () for entry in column) else None
+def _positions(resume: Resume | None) -> dict[TopicPartition, int]:
+    """Return the positions of a checkpoint by the driver's names."""
+    found = resume.positions if resume is not None else {}
+    return {topic_partition(place): position for place, position in found.items()}

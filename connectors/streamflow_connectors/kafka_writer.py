@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -26,7 +26,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder  # type: ignore[i
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Context
 from streamflow.plugins import require
-from streamflow.records import Batch, Headers, Rejected, split_rejected
+from streamflow.records import Batch, Rejected, split_rejected
 from streamflow_connectors.kafka import KafkaSink
 from streamflow_connectors.kafka_connection import (
     client_options,
@@ -36,6 +36,7 @@ from streamflow_connectors.kafka_connection import (
     start,
     unknown_topics,
 )
+from streamflow_connectors.kafka_records import encode_key, headers_bytes
 
 BATCH_BYTES = 256 * 2**10
 BUFFER_BYTES = 16 * 2**20  # written and not yet delivered; then writing waits
@@ -112,6 +113,10 @@ class KafkaWriter:
             await self._wait_for_delivery()
         self._check()
 
+    async def mark(self) -> Mapping[str, Any]:
+        """Return nothing: what a topic has taken stays there."""
+        return {}
+
     async def _wait_for_delivery(self) -> None:
         self._check()
         await self._settled.wait()
@@ -166,7 +171,7 @@ class KafkaWriter:
             )
         ):
             key_bytes = None if key is None else encode_key(key)
-            size = len(payload) + len(key_bytes or b"") + (_size(headers) if headers else 0)
+            size = len(payload) + len(key_bytes or b"") + (headers_bytes(headers) if headers else 0)
             if size > limit:
                 causes[index] = (
                     f"expected at most {limit} bytes, found {size}; see max_request_size"
@@ -280,15 +285,6 @@ class _Lane:
 
 HEADER_BYTES = 61
 """Bytes before the first record of a batch, in version 2 of Kafka's record format."""
-
-
-def encode_key(key: object) -> bytes:
-    """Return a key's bytes: of text in UTF-8, of bytes as they are, of all else as text."""
-    return key if isinstance(key, bytes) else str(key).encode()
-
-
-def _size(headers: Headers) -> int:
-    return sum(len(name) + len(value) for name, value in headers)
 
 
 def _joined(batch: Batch, unencoded: Any, too_large: dict[int, str]) -> Rejected | None:

@@ -13,7 +13,7 @@ from streamflow.nodes import Context
 from streamflow.records import Batch, Partition
 from streamflow_connectors.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.kafka import KafkaSink
-from streamflow_connectors.kafka_writer import encode_key
+from streamflow_connectors.kafka_records import encode_key
 from tests.kafka.clients import Cluster, consume
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio]

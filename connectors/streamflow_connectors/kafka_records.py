@@ -1,0 +1,78 @@
+"""Kafka's records as batches, and keys as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from aiokafka import ConsumerRecord, TopicPartition  # type: ignore[import-untyped]
+
+from streamflow.records import Batch, Headers, Partition, Place
+
+T = TypeVar("T")
+
+RECORD_BYTES = 200  # what a record takes in memory beside its payload, about
+
+
+def to_batch(
+    data: Mapping[TopicPartition, list[ConsumerRecord]],
+    partition_of: Callable[[TopicPartition], Partition],
+) -> Batch:
+    """Return records in columns, their values still bytes, without tombstones."""
+    records: list[ConsumerRecord] = []
+    partitions: list[Partition] = []
+    for part, received in data.items():
+        kept = [record for record in received if record.value is not None]
+        records += kept
+        partitions += [partition_of(part)] * len(kept)
+    payloads = [record.value for record in records]
+    return Batch(
+        values=payloads,
+        partitions=partitions,
+        offsets=[record.offset for record in records],
+        keys=_if_any([decode_key(record.key) for record in records]),
+        timestamps_ms=_if_any([_timestamp_ms(record.timestamp) for record in records]),
+        headers=_if_any([_headers(record.headers) for record in records]),
+        originals=payloads,
+        size_bytes=2 * sum(map(len, payloads)) + RECORD_BYTES * len(records),
+    )
+
+
+def topic_partition(place: Place) -> TopicPartition:
+    """Return the driver's name of a partition."""
+    (_, topic), (_, number) = place
+    return TopicPartition(topic, number)
+
+
+def decode_key(key: bytes | None) -> str | bytes | None:
+    """Return a key as text if it is UTF-8; encoding that again gives the same bytes."""
+    if key is None:
+        return None
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
+
+
+def encode_key(key: object) -> bytes:
+    """Return a key's bytes: of text in UTF-8, of bytes as they are, of all else as text."""
+    return key if isinstance(key, bytes) else str(key).encode()
+
+
+def headers_bytes(headers: Headers) -> int:
+    """Return about how large headers are in a record."""
+    return sum(len(name) + len(value) for name, value in headers)
+
+
+def _headers(headers: tuple[tuple[str, bytes | None], ...]) -> Headers:
+    """Return headers with empty values for missing ones."""
+    return tuple((name, value or b"") for name, value in headers) if headers else ()
+
+
+def _timestamp_ms(timestamp: int) -> int | None:
+    return timestamp if timestamp >= 0 else None
+
+
+def _if_any(column: list[T]) -> list[T] | None:
+    """Return a column, or ``None`` if no record has an entry in it."""
+    return column if any(entry is not None and entry != () for entry in column) else None
