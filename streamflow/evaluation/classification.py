@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,22 @@ class Classification:
             for accuracy, kappa, log_loss in zip(accuracy_R, kappa_R, log_loss_R, strict=True)
         ]
 
+    def state(self) -> dict[str, Any]:
+        """Return how often each class came, and how the baselines did."""
+        return {
+            "counts": list(self._counts),
+            "seen": self._seen,
+            "majority": self._majority,
+            "repeats": self._repeats,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the frequencies."""
+        self._counts = list(state["counts"])
+        self._seen = state["seen"]
+        self._majority = state["majority"]
+        self._repeats = state["repeats"]
+
     def _no_change(self, targets_N: Floats, previous_N: Floats) -> Floats:
         """Return the probability that the no-change baseline gives each target."""
         is_hit_N = previous_N == targets_N
@@ -133,6 +149,14 @@ class Chance:
         shares = self._counts / self._counts[-1].sum()
         agreement_R: Floats = (shares[:-1] * shares[-1]).sum(axis=1)
         return agreement_R
+
+    def state(self) -> dict[str, Any]:
+        """Return the counts."""
+        return {"counts": self._counts.copy()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the counts."""
+        self._counts = np.array(state["counts"])
 
 
 def _probabilities(scores: Any, targets_N: Floats) -> Floats:

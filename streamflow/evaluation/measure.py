@@ -9,7 +9,7 @@ Shapes: N samples, D outputs of each, R = 3 rows, M rows of the whole table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,14 @@ class Norm(Protocol):
 
     def value(self) -> Floats:
         """Return the score without skill of each row, (R,)."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of all that later samples need, as `streamflow.nodes.Processor` does."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
         ...
 
 
@@ -70,6 +78,14 @@ class Measure(Protocol):
 
     def metrics(self, means: Floats, norm_R: Floats) -> list[Metrics]:
         """Return each row's metrics, from the means of the two blocks, (2R,)."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of what the baseline knows, as `streamflow.nodes.Processor` does."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,15 @@ class Regression:
             for mae, rmse, r2 in zip(mae_R, np.sqrt(mse_R), r2_R, strict=True)
         ]
 
+    def state(self) -> dict[str, Any]:
+        """Return the statistics of the targets so far."""
+        return {"moments": None if self._moments is None else self._moments.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the statistics."""
+        moments = state["moments"]
+        self._moments = None if moments is None else Moments.restored(moments)
+
 
 class Spread:
     """The squared error of the best constant: the variance of the targets."""
@@ -83,3 +92,12 @@ class Spread:
         """Return the variance, the same for each row, (R,)."""
         variance_D = np.zeros(1) if self._moments is None else self._moments.variance_F
         return np.full(ROWS, variance_D.mean())
+
+    def state(self) -> dict[str, Any]:
+        """Return the statistics of the targets scored."""
+        return {"moments": None if self._moments is None else self._moments.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the statistics."""
+        moments = state["moments"]
+        self._moments = None if moments is None else Moments.restored(moments)

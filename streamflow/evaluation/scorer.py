@@ -12,7 +12,7 @@ each time, and so cannot drift. Memory does not grow with the stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from threading import Lock
 from typing import Any, Literal
 
@@ -62,7 +62,8 @@ class Scorer:
     the last target of all. The other is ``majority`` or ``running_mean``. They are scored with the
     same metrics, on the same samples.
 
-    `report` and `history` may be called from another thread than `update`.
+    `report` and `history` may be called from another thread than `update`. Keys are text,
+    bytes, numbers or ``None``, so that a state can hold them.
     """
 
     def __init__(self, task: str, measure: Measure, window: int) -> None:
@@ -140,6 +141,39 @@ class Scorer:
                     for name in self._measure.rows
                 },
             }
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of all that later reports and histories depend on.
+
+        A tree as `streamflow.nodes.Processor.state` returns it.
+        """
+        with self._lock:
+            return {
+                "scored": self._scored,
+                "sums": self._sums.copy(),
+                "norm": self._norm.state(),
+                "measure": self._measure.state(),
+                "window": self._window.state(),
+                "series": self._series.state(),
+                "last": None if self._last is None else list(self._last),
+                "last_of": {
+                    "keys": list(self._last_of),
+                    "targets": np.array(list(self._last_of.values())),
+                },
+            }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where the scorer was whose `state` this is; made with the same options."""
+        with self._lock:
+            self._scored = state["scored"]
+            self._sums = np.array(state["sums"])
+            self._norm.restore(state["norm"])
+            self._measure.restore(state["measure"])
+            self._window.restore(state["window"])
+            self._series.restore(state["series"])
+            self._last = None if state["last"] is None else list(state["last"])
+            targets = state["last_of"]["targets"].tolist()
+            self._last_of = dict(zip(state["last_of"]["keys"], targets, strict=True))
 
     def _update(
         self,

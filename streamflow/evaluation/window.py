@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from streamflow.moments import Floats
@@ -42,6 +45,17 @@ class Window:
         stop = self._stop - before
         return self._table[:, max(stop - self.size, 0) : stop]
 
+    def state(self) -> dict[str, Any]:
+        """Return the last samples: the next ones are appended before anyone looks back."""
+        return {"table": self.last().copy()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the samples."""
+        table: Floats = state["table"]
+        self._stop = 0
+        if table.size:
+            self.append(table[:, -self.size :])
+
 
 class Series:
     """Points of a curve, one for every so many samples: the fewer, the longer it gets."""
@@ -66,3 +80,12 @@ class Series:
         if len(self.points) == LONGEST_SERIES:
             del self.points[::2]
             self._stride *= 2
+
+    def state(self) -> dict[str, Any]:
+        """Return the points, and how many samples apart they are."""
+        return {"stride": self._stride, "points": np.array(self.points)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the points."""
+        self._stride = state["stride"]
+        self.points = list(map(tuple, state["points"].tolist()))
