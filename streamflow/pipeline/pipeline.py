@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
 
-from streamflow.errors import ClosedError
+from streamflow.errors import ClosedError, OptionError, StageError
 from streamflow.pipeline import checks, saving, trees
 from streamflow.pipeline.admission import Admission, Batch
 from streamflow.pipeline.assembly import assemble
+from streamflow.pipeline.choice import FirstSample, first_sample, measured_plan
 from streamflow.pipeline.devices import device_of, move
 from streamflow.pipeline.flow import Flow
 from streamflow.pipeline.messages import Sample
@@ -22,6 +24,7 @@ from streamflow.pipeline.options import (
     SchedulerFactory,
 )
 from streamflow.pipeline.partition import partition
+from streamflow.pipeline.plan import Plan
 from streamflow.pipeline.stage import Stage
 from streamflow.pipeline.states import initial_state
 from streamflow.pipeline.timeline import Timeline
@@ -44,10 +47,17 @@ class Pipeline:
         loss: ``(output, target)`` or ``(output)`` to a scalar; None for inference only.
         optimizer: Called once per stage with the stage's parameters; gets ``step()`` per update.
             A list has one for each stage.
-        stages: Number of stages, or the names of the modules to cut before.
+        stages: Names of the modules to cut before; or a number of stages, which are cut at the
+            first sample so that the slowest is fastest here (name the cuts for results that are
+            the same on every machine); or ``"auto"``: the fewest stages that keep up with
+            ``rate``, or without a rate the fastest number. :meth:`plan` shows the choice, and
+            :meth:`state_dict` keeps it.
+        rate: Samples per second to keep up with.
         schedule: ``sequential``, ``1f1b``, ``greedy`` or ``lockstep``.
         backward: ``own``, ``stashed``, or with ``lockstep`` ``newest``.
-        executor: ``inline``, ``threads`` or ``auto``, which is ``inline``.
+        executor: ``inline`` runs all stages in the caller's thread, ``threads`` each in one of
+            its own. ``auto`` takes what is measured to be faster where the stages are cut by
+            measuring, and ``inline`` where the cuts are named.
         devices: Where stages compute: one device for all, or one per stage. The module's tensors
             move there, and back when the pipeline is closed. None: wherever the module is.
         compile: ``"auto"`` or False.
@@ -119,23 +129,86 @@ class Pipeline:
         self._module = module
         self._home = device_of(module)
         self._initial = initial_state(module, self._options.state)
-        self._settle(partition(module, stages).names[1:], executor)
+        self._flow: Flow | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._plan: Plan | None = None
+        self._first: FirstSample | None = None
         self._num_samples = self._num_learned = 0
         self._is_closed = False
         self.steps: list[int] = []
+        if not isinstance(stages, int | str) or stages == 1:
+            self._settle([] if isinstance(stages, int | str) else stages, executor)
+        elif stages != "auto":
+            partition(module, stages)  # tells early that the network does not have so many
 
-    def _settle(self, cuts: Sequence[str], executor: str) -> None:
+    @property
+    def _stages(self) -> Sequence[Stage]:
+        return self._flow.assembly.stages if self._flow else ()
+
+    def _settle(self, cuts: Sequence[str], executor: str) -> Flow:
         """Build the stages."""
         assembly = assemble(self._module, cuts, executor, self._options, self._initial)
-        self._stages: list[Stage] = assembly.stages
-        self._flow = Flow(assembly, clip_norm=self._options.clip_norm)
+        flow = self._flow = Flow(assembly, clip_norm=self._options.clip_norm)
         self._admission = Admission(
             self._options.loss,
-            input_device=self._stages[0].lane.device,
-            output_device=self._stages[-1].lane.device,
+            input_device=assembly.stages[0].lane.device,
+            output_device=assembly.stages[-1].lane.device,
             has_state=bool(self._options.state),
-            predict=lambda row: self._flow.peek([row], [None])[0],
+            predict=lambda row: flow.peek([row], [None])[0],
         )
+        if self._loaded is not None:
+            saving.load(assembly.stages, self._loaded)
+            self._loaded = None
+        return flow
+
+    def _ready(self, inputs: Any, targets: Any = None) -> Flow:
+        """Return what runs the stages; at the first sample it is measured how to cut."""
+        self._check_usable()
+        if self._flow is not None:
+            return self._flow
+        first = first_sample(inputs, targets)
+        if self._loaded is not None and (cuts := self._fitting_cuts(self._loaded)) is not None:
+            options = replace(self._options, stages=cuts, rate=None)
+        else:
+            options = self._options
+        plan = self._plan = measured_plan(self._module, first, options, self._initial)
+        return self._settle(plan.cuts, plan.executor)
+
+    def _fitting_cuts(self, state: dict[str, Any]) -> list[str] | None:
+        """Return the cuts of a saved state, where the number of stages leaves them open."""
+        cuts: list[str] | None = state.get("cuts")
+        if cuts is None or self._options.num_stages not in (None, len(cuts) + 1):
+            return None
+        return cuts
+
+    def plan(self, inputs: Any = None, targets: Any = None) -> Plan:
+        """Say how the network is cut, what each stage costs, and what rate to expect.
+
+        Measures for about a second, on copies; the pipeline stays as it is. Without ``inputs`` it
+        takes the first sample that came, or what was measured to cut at that.
+
+        Args:
+            inputs: Samples as :meth:`process` takes them; the first is measured.
+            targets: Their targets; without them, learning is measured with another loss.
+
+        Raises:
+            OptionError: There is no sample to measure with, or the network cannot be copied.
+        """
+        self._check_usable()
+        if inputs is None and self._plan is not None:
+            return self._plan
+        if inputs is None and self._first is None:
+            msg = "plan: expected a sample to measure with, got none so far; pass inputs"
+            raise OptionError(msg)
+        first = self._first if inputs is None else first_sample(inputs, targets)
+        assert first is not None
+        options = self._options
+        if self._flow is not None:
+            self._flow.drain()
+            executor = self._flow.assembly.executor.name
+            cuts = self._flow.assembly.cuts
+            options = replace(options, stages=cuts, rate=None, executor=executor)
+        return measured_plan(self._module, first, options, self._initial)
 
     def __enter__(self) -> Self:
         self._check_usable()
@@ -153,12 +226,15 @@ class Pipeline:
             self._abandon()
 
     def __repr__(self) -> str:
-        status = "broken" if self._flow.failure else "closed" if self._is_closed else "open"
+        status = "broken" if self._failure else "closed" if self._is_closed else "open"
+        scheme = f"{self._options.schedule}, {self._options.backward}"
+        if self._flow is None:
+            return f"<Pipeline {status}: {self._options.stages} stages to be cut, {scheme}>"
         count = len(self._stages)
         devices = ", ".join(dict.fromkeys(str(stage.lane.device) for stage in self._stages))
         return (
-            f"<Pipeline {status}: {count} stage{'s' * (count > 1)}, {self._options.schedule}, "
-            f"{self._options.backward}, {self._flow.assembly.executor.name} on {devices}, "
+            f"<Pipeline {status}: {count} stage{'s' * (count > 1)}, {scheme}, "
+            f"{self._flow.assembly.executor.name} on {devices}, "
             f"{self._num_samples} samples, updates {self.counters['updates']}>"
         )
 
@@ -174,6 +250,8 @@ class Pipeline:
         ``samples`` taken in and those of them to be ``learned``; per stage ``updates`` made and
         samples ``skipped``; streams whose recurrent state was ``forgotten``.
         """
+        if self._loaded is not None:
+            return dict(self._loaded["counters"])
         return {
             "samples": self._num_samples,
             "learned": self._num_learned,
@@ -211,13 +289,14 @@ class Pipeline:
             SampleError: A sample cannot enter; none has, and the pipeline is as it was.
             StageError: A stage raised; the pipeline is broken.
         """
-        self._check_usable()
+        flow = self._ready(inputs, targets)
         batch = self._admission.admit(inputs, targets, learn, weights, keys)
         samples = self._number(batch)
+        self._first = self._first or first_sample(inputs, targets)
         self.steps = []
         if not samples:
             return self._no_outputs(inputs)
-        outputs = self._flow.send(samples, batch.inputs)
+        outputs = flow.send(samples, batch.inputs)
         self.steps = [output.steps for output in outputs]
         return trees.stack_samples([output.value for output in outputs])
 
@@ -241,29 +320,35 @@ class Pipeline:
         Raises:
             SampleError: A sample does not fit the network; the pipeline is as it was.
         """
-        self._check_usable()
+        flow = self._ready(inputs)
         count = checks.count(inputs, "inputs")
         checks.raise_first(checks.find_not_finite(inputs, "inputs"))
         streams = self._admission.keys(keys, count)
         if count == 0:
             return self._no_outputs(inputs)
         rows = trees.split_samples(self._admission.own(inputs), count)
-        return trees.stack_samples(self._flow.peek(rows, streams))
+        return trees.stack_samples(flow.peek(rows, streams))
 
     def drain(self) -> None:
         """Apply every gradient in flight, in schedule order; the next sample enters at slot 0."""
         self._check_usable()
-        self._flow.drain()
+        if self._flow is not None:
+            self._flow.drain()
 
     @contextmanager
     def timeline(self) -> Iterator[Timeline]:
         """Record what each stage does, from a drain to a drain.
+
+        With a number of stages or ``"auto"`` they must have been cut: by :meth:`process`.
 
         >>> with pipeline.timeline() as timeline:  # doctest: +SKIP
         ...     pipeline.process(inputs, targets)
         >>> Path("timeline.svg").write_text(timeline.svg())  # doctest: +SKIP
         """
         self.drain()
+        if self._flow is None:
+            msg = "timeline: expected stages, got none before the first sample; process one first"
+            raise OptionError(msg)
         timeline = Timeline(len(self._stages))
         self._flow.watch(timeline.events.append)
         try:
@@ -277,7 +362,7 @@ class Pipeline:
         if self._is_closed:
             return
         try:
-            if self._flow.failure is None:
+            if self._failure is None:
                 self.drain()
         finally:
             self._abandon()
@@ -290,41 +375,50 @@ class Pipeline:
             what else goes on: ``schedulers`` and ``random`` states per stage, ``accumulated``
             gradients, ``recurrent`` states, and the ``cuts``.
         """
-        if self._flow.failure is not None:
-            raise self._flow.failure
+        if self._failure is not None:
+            raise self._failure
         if not self._is_closed:
             self.drain()
         return {
+            **(self._loaded or saving.save(self._stages)),
             "module": saving.copy(dict(self._module.state_dict())),
             "counters": self.counters,
-            "cuts": list(self._flow.assembly.cuts),
-            **saving.save(self._stages),
+            "cuts": list(self._flow.assembly.cuts) if self._flow else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Drain, and continue from what :meth:`state_dict` returned.
 
         The state may come from any number of stages, executor or device. Random states are taken
-        over where the number of stages is the same.
+        over where the number of stages is the same, and so are the cuts, where this pipeline has
+        not been cut yet.
         """
         self.drain()
         self._module.load_state_dict(state["module"])
-        saving.load(self._stages, state)
+        if self._flow is None:
+            self._loaded = saving.copy(state)
+        else:
+            saving.load(self._stages, state)
         self._num_samples = state["counters"]["samples"]
         self._num_learned = state["counters"]["learned"]
 
     def _no_outputs(self, inputs: Any) -> Any:
         return trees.map_tensors(lambda t: t[:0].clone(), self._admission.output_of(inputs))
 
+    @property
+    def _failure(self) -> StageError | None:
+        return self._flow.failure if self._flow else None
+
     def _check_usable(self) -> None:
-        if self._flow.failure is not None:
-            raise self._flow.failure
+        if self._failure is not None:
+            raise self._failure
         if self._is_closed:
             msg = "pipeline: expected an open one, got one that was closed; build a new one"
             raise ClosedError(msg)
 
     def _abandon(self) -> None:
-        self._flow.close()
+        if self._flow is not None:
+            self._flow.close()
         self._is_closed = True
         if self._options.devices is not None:
             move(self._module, self._module, self._home)
