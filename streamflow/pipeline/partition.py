@@ -75,7 +75,7 @@ class _Network:
         if kind not in self._graphs:
             traced = tracing.trace(self._module, self._is_leaf, kind)
             self.first = self.first or next(iter(traced.starts))
-            self._graphs[kind] = _split(self._module, traced, self._cuts)
+            self._graphs[kind] = _split(self._module, traced, self._cuts, is_usual=kind is None)
         return self._graphs[kind]
 
     def _is_leaf(self, part: nn.Module, name: str) -> bool:
@@ -235,8 +235,21 @@ def bottleneck_cut(sizes: Sequence[float], num_parts: int) -> list[int]:
     return starts
 
 
-def _split(module: nn.Module, traced: Trace, cuts: Sequence[str]) -> list[fx.GraphModule]:
+def _split(
+    module: nn.Module, traced: Trace, cuts: Sequence[str], *, is_usual: bool
+) -> list[fx.GraphModule]:
     starts = [_start(traced, cut) for cut in cuts]
+    stage_of = _assign(traced.graph, starts)
+    if is_usual:  # in other kinds of calls a stage may have nothing to do
+        _check_in_order(traced, cuts, starts)
+        _check_not_empty(stage_of, cuts)
+    graphs = [
+        _stage_graph(traced.graph, stage_of, index, len(cuts) + 1) for index in range(len(cuts) + 1)
+    ]
+    return [fx.GraphModule(_attributes(module, traced, graph), graph) for graph in graphs]
+
+
+def _check_in_order(traced: Trace, cuts: Sequence[str], starts: Sequence[int]) -> None:
     if sorted(set(starts)) != starts or starts[0] < 1:
         in_order = sorted(set(cuts), key=lambda cut: traced.starts[cut])
         msg = (
@@ -244,12 +257,6 @@ def _split(module: nn.Module, traced: Trace, cuts: Sequence[str]) -> list[fx.Gra
             f"pass {in_order}, without the first module and those that begin at the same place"
         )
         raise PartitionError(msg)
-    stage_of = _assign(traced.graph, starts)
-    _check_not_empty(stage_of, cuts)
-    graphs = [
-        _stage_graph(traced.graph, stage_of, index, len(cuts) + 1) for index in range(len(cuts) + 1)
-    ]
-    return [fx.GraphModule(_attributes(module, traced, graph), graph) for graph in graphs]
 
 
 def _attributes(module: nn.Module, traced: Trace, graph: fx.Graph) -> dict[str, Any]:

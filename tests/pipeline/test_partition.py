@@ -234,6 +234,13 @@ def test_one_pipeline_is_called_in_several_ways() -> None:
             torch.testing.assert_close(pipe.infer(inputs), net(*args, **named))
 
 
+def test_a_stage_may_have_nothing_to_do_in_some_calls() -> None:
+    def forward(self: Any, data: Any) -> Any:
+        return self.b(self.a(data["x"]))
+
+    assert_cut_is_exact(forward, {"data": {"x": X}}, ["a", "b"])
+
+
 def test_parameters_that_only_optional_arguments_use_are_refused() -> None:
     def forward(self: Any, x: Tensor, aux: Any = None) -> Any:
         y = self.a(x) if aux is None else self.a(x) + self.c(aux)
