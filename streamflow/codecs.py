@@ -309,6 +309,11 @@ class CsvCodec:
         self._known = frozenset(fields)
         self._dialect = {"delimiter": delimiter, "quotechar": quotechar}
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return self._fields
+
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
         """Return columns by field."""
         causes: Mapping[int, str] = {}
@@ -338,7 +343,7 @@ class CsvCodec:
         return read_rows(texts, num_fields=len(self._fields), **self._dialect)
 
     def _cells(self, value: Any) -> list[str | int | float | None]:
-        if not isinstance(value, Mapping):
+        if not self._fields or not isinstance(value, Mapping):
             message = f"no fields in {type(value).__name__}"
             raise TypeError(message)
         if not value.keys() <= self._known:

@@ -22,6 +22,11 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 class Splitter(Protocol):
     """Cuts a run of bytes into payloads."""
 
+    @property
+    def rest(self) -> bytes:
+        """What was fed since the last payload ended; `end` makes payloads of it."""
+        ...
+
     def split(self, data: bytes) -> list[bytes]:
         """Return the payloads that ``data`` completes, in order.
 
@@ -47,6 +52,11 @@ class LineSplitter:
         self._is_first = True
         self._parts: list[bytes] = []
 
+    @property
+    def rest(self) -> bytes:
+        """The line that is not ended."""
+        return b"".join(self._parts)
+
     def split(self, data: bytes) -> list[bytes]:
         """Return the lines that ``data`` completes."""
         if b"\n" not in data:
@@ -59,7 +69,7 @@ class LineSplitter:
 
     def end(self) -> list[bytes]:
         """Return the last line if no line break ends it."""
-        rest = b"".join(self._parts)
+        rest = self.rest
         self._parts = []
         return self._clean([rest]) if rest else []
 
@@ -85,6 +95,11 @@ class CsvSplitter:
         self._lines = LineSplitter(is_text=False)
         self._is_first = True
         self._open: list[bytes] = []
+
+    @property
+    def rest(self) -> bytes:
+        """The row that is not ended."""
+        return b"\n".join([*self._open, self._lines.rest])
 
     def split(self, data: bytes) -> list[bytes]:
         """Return the rows that ``data`` completes."""
@@ -147,6 +162,12 @@ class MsgpackSplitter:
         self._start = 0  # of the buffer, as the unpacker counts bytes
         self._is_damaged = False
 
+    @property
+    def rest(self) -> bytes:
+        """The value that is not whole."""
+        self._check()
+        return bytes(self._buffer)
+
     def split(self, data: bytes) -> list[bytes]:
         """Return the values that ``data`` completes."""
         self._check()
@@ -162,8 +183,7 @@ class MsgpackSplitter:
 
     def end(self) -> list[bytes]:
         """Return a value that the end of the file cuts off."""
-        self._check()
-        rest = bytes(self._buffer)
+        rest = self.rest
         self._buffer.clear()
         return [rest] if rest else []
 

@@ -54,8 +54,8 @@ def read_header(path: Path, declared: Format) -> bytes | None:
 
 
 def fields_of(batch: Batch) -> list[str]:
-    """Return the fields of the first record, which become those of the file."""
+    """Return the fields of the first record that has any, which become those of the file."""
     if isinstance(batch.values, dict):
         return list(batch.values)
-    first = next((value for value in batch.values if isinstance(value, Mapping)), {})
-    return list(map(str, first))
+    mappings = (value for value in batch.values if isinstance(value, Mapping))
+    return list(map(str, next(filter(None, mappings), {})))

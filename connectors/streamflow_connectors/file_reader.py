@@ -8,6 +8,7 @@ thread ever hangs in a read, and cancelling a wait loses nothing.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import stat
 import zlib
@@ -23,6 +24,9 @@ from streamflow.errors import ConnectorError
 from streamflow.nodes import Context, Fetch
 from streamflow.records import Batch, Partition
 from streamflow_connectors.file_headers import csv_codec, has_header
+from streamflow_connectors.file_packing import Gunzip
+
+logger = logging.getLogger("streamflow.file")
 
 MOST_RECORDS: Final = 1000
 """Of one batch."""
@@ -31,7 +35,8 @@ MOST_BYTES: Final = 2**20
 """Of one batch, unless a single record is longer."""
 
 _CHUNK_BYTES: Final = 2**16
-_COMPRESSED_CHUNK_BYTES: Final = 2**14  # may unfold a thousandfold
+_MOST_SKIPPED_CHUNKS: Final = 64
+"""Read in one go where rows are left out, so that a reader which is cancelled ends soon."""
 
 
 def find_paths(path: str, context: Context) -> list[str]:
@@ -50,9 +55,20 @@ def find_paths(path: str, context: Context) -> list[str]:
             message = f"{context.name}: expected files that match {path}, found none; "
             message += f"paths start at {context.folder.resolve()}"
             raise ConnectorError(message)
+    for place in context.resume.positions if context.resume else ():
+        _check_resumed(str(dict(place).get("path")), paths, context)
     for name in paths:
         _check_readable(name, context)
     return paths
+
+
+def _check_resumed(path: str, paths: list[str], context: Context) -> None:
+    if path not in paths or not (context.folder / path).exists():
+        message = (
+            f"{context.name}: expected to go on in {path} as the checkpoint says, found no such "
+            f"file among those to read; bring it back, or use --reset to begin anew"
+        )
+        raise ConnectorError(message)
 
 
 def _check_readable(path: str, context: Context) -> None:
@@ -76,6 +92,7 @@ class FileReader:
         self._paths = paths
         self._format = declared
         self._context = context
+        self._starts = context.resume.positions if context.resume else {}
         self._file: _OpenFile | None = None
 
     async def receive(self) -> Fetch:
@@ -87,9 +104,7 @@ class FileReader:
         """
         while self._file is not None or self._paths:
             if self._file is None:
-                self._file = await to_thread.run_sync(
-                    _OpenFile, self._paths[0], self._format, self._context
-                )
+                self._file = await to_thread.run_sync(self._open)
                 del self._paths[0]
             await self._file.wait()
             fetch = await to_thread.run_sync(self._file.read)
@@ -113,11 +128,23 @@ class FileReader:
             self._file.close()
             self._file = None
 
+    def _open(self) -> _OpenFile:
+        path = self._paths[0]
+        start = self._starts.get((("path", path),), 1)
+        return _OpenFile(path, self._format, self._context, start=start)
+
 
 class _OpenFile:
-    """One file and how far it has been read."""
+    """One file and how far it has been read.
 
-    def __init__(self, path: str, declared: Format, context: Context) -> None:
+    Args:
+        path: As written in the graph.
+        declared: The format.
+        context: Of the node.
+        start: The first row to return; a pipe has nothing before it.
+    """
+
+    def __init__(self, path: str, declared: Format, context: Context, *, start: int) -> None:
         self._path = path
         self._format = declared
         self._context = context
@@ -133,6 +160,13 @@ class _OpenFile:
         self._fault: ConnectorError | None = None
         self._descriptor = self._open()
         self._is_pipe = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        self._start = 1 if self._is_pipe else start
+        if self._is_pipe and context.is_checkpointed:
+            logger.warning(
+                "%s: %s is no file that could be read again; a crash loses what is in flight",
+                context.name,
+                path,
+            )
 
     @property
     def is_at_end(self) -> bool:
@@ -141,7 +175,8 @@ class _OpenFile:
 
     async def wait(self) -> None:
         """Wait until reading gives something at once."""
-        if self._is_pipe and self._needs_data():
+        has_more = self._gunzip is not None and self._gunzip.has_more
+        if self._is_pipe and self._needs_data() and not has_more:
             try:
                 await anyio.wait_readable(self._descriptor)
             except PermissionError:
@@ -151,8 +186,12 @@ class _OpenFile:
         """Return the next records; None if what was read completes none, or at the end.
 
         Raises:
-            ConnectorError: The file is damaged here; every record before has been returned.
+            ConnectorError: The file is damaged here, and every record before has been returned; or
+                it ends before the row to start at.
         """
+        if self._next < self._start:
+            self._skip()
+            return None
         if self._is_pipe:
             if self._needs_data():
                 self._gather()
@@ -177,14 +216,29 @@ class _OpenFile:
         except OSError as error:
             raise self._error(error.strerror or str(error)) from error
 
+    def _skip(self) -> None:
+        """Leave out rows that an earlier run has finished, without decoding them."""
+        for _ in range(_MOST_SKIPPED_CHUNKS):
+            self._gather()
+            count = min(self._start - self._next, len(self._payloads))
+            del self._payloads[:count]
+            self._next += count
+            if self._next == self._start:
+                return
+            if self._fault is not None:
+                raise self._fault
+            if self._has_all:
+                message = (
+                    f"{self._context.name}: expected at least {self._start - 1} rows in "
+                    f"{self._path} as the checkpoint says, found {self._next - 1}; restore the "
+                    f"file, or use --reset to begin anew"
+                )
+                raise ConnectorError(message)
+
     def _gather(self) -> None:
         """Read once, and keep the payloads that this completes."""
-        size = _CHUNK_BYTES if self._gunzip is None else _COMPRESSED_CHUNK_BYTES
         try:
-            data = os.read(self._descriptor, size)
-            self._has_all = not data
-            if self._gunzip is not None:
-                data = self._gunzip.feed(data)
+            data = self._read()
             if data:
                 self._payloads += self._splitter.split(data)
             if self._has_all:
@@ -197,6 +251,17 @@ class _OpenFile:
             if self._codec is None:  # rows without a header cannot be read
                 self._payloads.clear()
             self._fault = self._error(str(error))
+
+    def _read(self) -> bytes:
+        """Return the next data, unpacked; they may be empty before the end."""
+        if self._gunzip is not None and self._gunzip.has_more:
+            return self._gunzip.take()
+        data = os.read(self._descriptor, _CHUNK_BYTES)
+        self._has_all = not data
+        if self._gunzip is None:
+            return data
+        self._gunzip.feed(data)
+        return self._gunzip.take()
 
     def _needs_data(self) -> bool:
         return not self._payloads and not self._has_all and self._fault is None
@@ -233,30 +298,3 @@ class _OpenFile:
         message = f"{self._context.name}: expected to read {self._path}, found {found} "
         message += f"after row {num_read}; repair the file or leave it out"
         return ConnectorError(message)
-
-
-class Gunzip:
-    """Unpacks gzip data as it comes, also of several members."""
-
-    def __init__(self) -> None:
-        self._member = zlib.decompressobj(wbits=31)
-        self._is_within = False
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what ``data`` unpacks to; no data is the end.
-
-        Raises:
-            ValueError: The end is amid a member.
-            zlib.error: The data is damaged.
-        """
-        if not data and self._is_within:
-            message = "that the gzip data is cut off"
-            raise ValueError(message)
-        parts = []
-        while data := data if self._is_within else data.lstrip(b"\0"):  # padding between members
-            parts.append(self._member.decompress(data))
-            self._is_within = not self._member.eof
-            data = self._member.unused_data
-            if self._member.eof:
-                self._member = zlib.decompressobj(wbits=31)
-        return b"".join(parts)

@@ -8,19 +8,23 @@ What could not be written then goes out first the next time, so that no record i
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import stat
 import zlib
-from typing import Final
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import anyio
 from anyio import to_thread
 
-from streamflow.codecs import Codec, Format, encode
+from streamflow.codecs import Codec, CsvCodec, Format, encode
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Context
 from streamflow.records import Batch, Rejected
+from streamflow_connectors.file_ends import cut_back, mend
 from streamflow_connectors.file_headers import (
     codec_of,
     csv_codec,
@@ -28,6 +32,9 @@ from streamflow_connectors.file_headers import (
     has_header,
     read_header,
 )
+from streamflow_connectors.file_packing import Gzip
+
+logger = logging.getLogger("streamflow.file")
 
 CLOSING_TIME: Final = 5.0
 """Seconds that a pipe may take to accept the end of packed data."""
@@ -44,18 +51,45 @@ def open_writer(path: str, declared: Format, context: Context, *, is_appended: b
     if path == "-":
         return FileWriter(_STANDARD_OUTPUT, path, declared, context)
     full = context.folder / path
-    codec = None
+    mark = _mark_of(path, context)
+    codec: Codec | None = None
+    # A pipe that nobody reads would hold up the opening; a file does not care.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
+    flags |= os.O_APPEND if is_appended or mark else os.O_TRUNC
     try:
         full.parent.mkdir(parents=True, exist_ok=True)
-        if is_appended and has_header(declared) and (header := read_header(full, declared)):
-            codec = csv_codec(declared, header)
-        # A pipe that nobody reads would hold up the opening; a file does not care.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
-        flags |= os.O_APPEND if is_appended else os.O_TRUNC
+        if mark:
+            cut_back(full, mark, context)
+            if has_header(declared) and (fields := mark.get("fields")):
+                codec = codec_of(declared, fields)
+        elif is_appended:
+            mend(full, declared, context)
+            if has_header(declared) and (header := read_header(full, declared)):
+                codec = csv_codec(declared, header)
         descriptor = os.open(full, flags, 0o666)
+        if context.is_checkpointed:
+            _keep_entry(full)
+    except ConnectorError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _error(context, path, error) from error
     return FileWriter(descriptor, path, declared, context, codec)
+
+
+def _mark_of(path: str, context: Context) -> Mapping[str, Any] | None:
+    """Return the mark of the file at ``path``; None if there is none."""
+    mark = context.resume.mark if context.resume else None
+    return mark if mark and mark["path"] == path else None
+
+
+def _keep_entry(path: Path) -> None:
+    """Let a file that may be new stay in its folder whatever happens."""
+    if path.is_file():
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class FileWriter:
@@ -82,10 +116,18 @@ class FileWriter:
         self._format = declared
         self._context = context
         self._codec = codec if codec or has_header(declared) else declared.line_codec()
-        self._gzip = zlib.compressobj(wbits=31) if path.endswith(".gz") else None
+        status = os.fstat(descriptor)
+        self._gzip = Gzip(is_new=not status.st_size) if path.endswith(".gz") else None
         self._rest: bytes | memoryview = b""
-        self._is_pipe = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._is_file = stat.S_ISREG(status.st_mode)
+        self._is_pipe = not self._is_file
         self._is_closed = False
+        if self._is_pipe and context.is_checkpointed:
+            logger.warning(
+                "%s: %s is no file that could be cut back; a crash lets records come again",
+                context.name,
+                path,
+            )
 
     def __repr__(self) -> str:
         return f"<FileWriter {self._context.name}: {self._path}, {len(self._rest)} bytes waiting>"
@@ -106,8 +148,16 @@ class FileWriter:
         Raises:
             ConnectorError: It does not take it.
         """
-        await to_thread.run_sync(self._pack, zlib.Z_SYNC_FLUSH)
+        await to_thread.run_sync(self._pack, False)
         await self._send()
+
+    async def mark(self) -> Mapping[str, Any]:
+        """Put a file on disk, with its gzip member ended, and return its length and its columns.
+
+        Raises:
+            ConnectorError: The disk does not take it.
+        """
+        return await to_thread.run_sync(self._mark) if self._is_file else {}
 
     async def aclose(self) -> None:
         """Close; once more does nothing. What a cancelled write left over is dropped."""
@@ -117,7 +167,7 @@ class FileWriter:
         self._rest = b""
         try:
             with anyio.move_on_after(CLOSING_TIME, shield=True):
-                await to_thread.run_sync(self._pack, zlib.Z_FINISH, abandon_on_cancel=True)
+                await to_thread.run_sync(self._pack, True, abandon_on_cancel=True)
                 await self._send()
         finally:
             if self._descriptor != _STANDARD_OUTPUT:
@@ -135,21 +185,35 @@ class FileWriter:
     def _take(self, batch: Batch) -> Rejected | None:
         end = self._format.terminator
         parts = []
-        if self._codec is None:
-            self._codec = codec = codec_of(self._format, fields_of(batch))
-            parts.append(codec.header() + end)
-        _, payloads, rejected = encode(self._codec, batch)
+        codec = self._codec
+        if codec is None:
+            codec = named = codec_of(self._format, fields_of(batch))
+            if named.fields:  # else every record is rejected, and the next may name them
+                self._codec = named
+                parts.append(named.header() + end)
+        _, payloads, rejected = encode(codec, batch)
         parts += [payload + end for payload in payloads]
         data = b"".join(parts)
-        self._append(data if self._gzip is None else self._gzip.compress(data))
+        self._append(data if self._gzip is None else self._gzip.pack(data))
         if not self._is_pipe:
             self._write_rest()
         return rejected
 
-    def _pack(self, how: int) -> None:
-        """Let the packed form hold everything so far."""
+    def _mark(self) -> dict[str, Any]:
+        self._pack(True)
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _error(self._context, self._path, error) from error
+        mark = {"path": self._path, "bytes": os.fstat(self._descriptor).st_size}
+        if has_header(self._format) and isinstance(self._codec, CsvCodec):
+            mark["fields"] = list(self._codec.fields)
+        return mark
+
+    def _pack(self, is_end: bool) -> None:
+        """Let the packed form hold everything so far; at an end, as whole members."""
         if self._gzip is not None:
-            self._append(self._gzip.flush(how))
+            self._append(self._gzip.end_member() if is_end else self._gzip.flush())
         if not self._is_pipe:
             self._write_rest()
 

@@ -47,7 +47,11 @@ class FileOptions(Declaration):
 
 
 class FileSource(FileOptions, Source):
-    """Reads records from files; rows are counted from 1, without the header of a csv file."""
+    """Reads records from files; rows are counted from 1, without the header of a csv file.
+
+    A run that goes on from a checkpoint leaves out the rows before it. Files that are new are read
+    from their beginning, and so is what comes through a pipe.
+    """
 
     type: Literal["file"] = "file"
 
@@ -56,12 +60,17 @@ class FileSource(FileOptions, Source):
         """Whether no field is an array: cells of csv are single values."""
         return isinstance(self.resolved_format, CsvFormat)
 
+    @property
+    def rereads(self) -> bool:
+        """Whether it can go on at a checkpoint: files can, pipes cannot."""
+        return _may_be_file(self.path)
+
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[Reader]:
         """Find the files; give a reader that opens one after the other.
 
         Raises:
-            ConnectorError: There is none.
+            ConnectorError: There is none, or one is gone that a checkpoint knows of.
         """
         paths = await to_thread.run_sync(find_paths, self.path, context)
         reader = FileReader(paths, self.resolved_format, context)
@@ -74,7 +83,9 @@ class FileSource(FileOptions, Source):
 class FileSink(FileOptions, Sink):
     """Writes the values of records to a file; folders above it are made.
 
-    A file that is there is overwritten, unless ``mode`` is ``append``.
+    A file that is there is overwritten, unless ``mode`` is ``append``: then a last record without
+    an end, as a crash leaves it, is ended first. A run that goes on from a checkpoint cuts the file
+    back to it and goes on there, in either mode.
     """
 
     type: Literal["file"] = "file"
@@ -82,12 +93,17 @@ class FileSink(FileOptions, Sink):
         "overwrite", description="What to do with a file that is there."
     )
 
+    @property
+    def cuts_back(self) -> bool:
+        """Whether what follows a checkpoint can be cut off: of files, not of pipes."""
+        return _may_be_file(self.path)
+
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[Writer]:
         """Open the file, and give a writer.
 
         Raises:
-            ConnectorError: It cannot be written.
+            ConnectorError: It cannot be written, or is shorter than a checkpoint says.
         """
         writer = await to_thread.run_sync(self._writer, context)
         try:
@@ -105,3 +121,9 @@ class FileSink(FileOptions, Sink):
 
 def _suffix(path: str) -> str:
     return Path(path.removesuffix(".gz")).suffix.removeprefix(".")
+
+
+def _may_be_file(path: str) -> bool:
+    """Say no where it shows that there is a pipe or a device; a relative path shows when opened."""
+    full = Path(path)
+    return path != "-" and not (full.is_absolute() and full.exists() and not full.is_file())

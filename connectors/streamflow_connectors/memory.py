@@ -289,6 +289,10 @@ class QueueWriter:
         while self._records:
             await self._changed.wait()
 
+    async def mark(self) -> Mapping[str, Any]:
+        """Return nothing: what was taken cannot be taken back."""
+        return {}
+
     async def records(self) -> AsyncIterator[Record]:
         """Yield records as they come, to the end of the stream; one consumer at a time.
 

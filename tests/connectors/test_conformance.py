@@ -1,6 +1,7 @@
 """Every connector against the contract of `streamflow.nodes`, and the checks themselves."""
 
 import os
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from streamflow.testing import (
     check_source,
     check_stalled_sink,
 )
-from streamflow_connectors.file_reader import Gunzip
 from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.memory import MemorySink, MemorySource, QueueReader, QueueWriter
 
@@ -117,7 +117,9 @@ async def test_a_file_sink(tmp_path: Path, suffix: str) -> None:
     async def read_back() -> list[Any]:
         data = (tmp_path / path).read_bytes()  # not yet ended, if it is packed
         copy = f"copy.{suffix.removesuffix('.gz')}"
-        (tmp_path / copy).write_bytes(Gunzip().feed(data) if path.endswith(".gz") else data)
+        if path.endswith(".gz"):
+            data = zlib.decompressobj(wbits=31).decompress(data)
+        (tmp_path / copy).write_bytes(data)
         return await read_file(copy, tmp_path)
 
     await check_sink(lambda: FileSink(path=path), read_back, VALUES, bad=BAD, folder=tmp_path)

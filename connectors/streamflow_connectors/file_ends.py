@@ -1,0 +1,186 @@
+"""Where a file that is there already is to go on: at its mark, or after what a crash left.
+
+A writer that is killed may leave half a record at the end, or half a gzip member. A checkpoint's
+mark says where that begins, and all from there on is cut off. Without a mark nobody can tell half
+a record from a whole one that nothing ends: it is kept, and ended where it stands, so that the next
+record is one of its own. Only half a msgpack value has no end that could be put to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from streamflow.codecs import CsvFormat, Format
+from streamflow.errors import ConnectorError
+from streamflow.framing import LineSplitter, Splitter
+from streamflow.nodes import Context
+from streamflow_connectors.file_packing import Gunzip, Gzip
+
+logger = logging.getLogger("streamflow.file")
+
+_CHUNK_BYTES: Final = 2**16
+
+
+def cut_back(path: Path, mark: Mapping[str, Any], context: Context) -> None:
+    """Cut the file at ``path`` back to its mark, safely on disk.
+
+    Raises:
+        ConnectorError: It is not there, or shorter than its mark.
+        OSError: It cannot be cut.
+    """
+    size = path.stat().st_size if path.is_file() else None
+    if size is None or size < mark["bytes"]:
+        found = "no file" if size is None else size
+        message = (
+            f"{context.name}: expected at least {mark['bytes']} bytes in {mark['path']} as the "
+            f"checkpoint says, found {found}; restore the file, or use --reset to begin anew"
+        )
+        raise ConnectorError(message)
+    with path.open("rb+") as file:
+        file.truncate(mark["bytes"])
+        os.fsync(file.fileno())
+    if size > mark["bytes"]:
+        cut = size - mark["bytes"]
+        logger.info("%s: cut %d bytes off %s, back to the checkpoint", context.name, cut, path.name)
+
+
+def mend(path: Path, declared: Format, context: Context) -> None:
+    """Let the file at ``path`` end between two records, if there is one.
+
+    Raises:
+        ConnectorError: That would cut off bytes that no checkpoint knows of.
+        OSError: It cannot be read or written.
+        ValueError: It holds something else than records of this format.
+        zlib.error: It is damaged.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return
+    tail = _read_tail(path, declared)
+    ending = _ending(declared, tail.rest) if tail.rest else b""
+    num_cut = len(tail.rest) if tail.rest and not ending else 0
+    if num_cut and context.is_checkpointed:
+        message = (
+            f"{context.name}: expected whole records in {path.name} to append to, found one cut "
+            f"off in its last {num_cut} bytes; remove those, or the file"
+        )
+        raise ConnectorError(message)
+    if tail.is_cut_off or (num_cut and tail.is_packed):
+        _pack_anew(path, tail.size_bytes - num_cut, ending)
+    elif num_cut:
+        os.truncate(path, tail.size_bytes - num_cut)
+    elif ending:
+        with path.open("ab") as file:
+            file.write(_packed(ending) if tail.is_packed else ending)
+    if num_cut:
+        logger.warning(
+            "%s: cut %d bytes off %s, a record that a crash cut short",
+            context.name,
+            num_cut,
+            path.name,
+        )
+    elif tail.rest or tail.is_cut_off:
+        logger.warning(
+            "%s: %s ended without the end of a record, as after a crash; put it there",
+            context.name,
+            path.name,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """How a file ends.
+
+    Attributes:
+        size_bytes: Length of the content, unpacked.
+        rest: What follows the last record that is ended.
+        is_packed: Whether it is of gzip.
+        is_cut_off: Whether it ends amid a gzip member.
+    """
+
+    size_bytes: int
+    rest: bytes
+    is_packed: bool
+    is_cut_off: bool
+
+
+def _read_tail(path: Path, declared: Format) -> _Tail:
+    splitter = declared.splitter()
+    if path.suffix == ".gz":
+        content = _Unpacked(path)
+        size = _feed(splitter, content)
+        return _Tail(size, splitter.rest, is_packed=True, is_cut_off=content.is_cut_off)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if isinstance(splitter, LineSplitter):  # whether a line is ended shows at its end
+            file.seek(max(0, size - _CHUNK_BYTES))
+        _feed(splitter, iter(lambda: file.read(_CHUNK_BYTES), b""))
+    return _Tail(size, splitter.rest, is_packed=False, is_cut_off=False)
+
+
+def _feed(splitter: Splitter, content: Iterable[bytes]) -> int:
+    """Return how many bytes there are."""
+    size = 0
+    for data in content:
+        size += len(data)
+        splitter.split(data)
+    return size
+
+
+class _Unpacked:
+    """Yields a gzip file's content, up to where it is cut off if it is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.is_cut_off = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        gunzip = Gunzip()
+        with self._path.open("rb") as file:
+            while True:
+                data = file.read(_CHUNK_BYTES)
+                try:
+                    gunzip.feed(data)
+                except ValueError:
+                    self.is_cut_off = True
+                    return
+                if not data:
+                    return
+                while gunzip.has_more:
+                    yield gunzip.take()
+
+
+def _ending(declared: Format, rest: bytes) -> bytes:
+    """Return what ends a record that begins with ``rest``; empty if nothing does."""
+    end = declared.terminator
+    if not isinstance(declared, CsvFormat):
+        return end
+    splitter = declared.splitter()
+    splitter.split(rest + end)
+    return declared.quotechar.encode() + end if splitter.rest else end
+
+
+def _pack_anew(path: Path, size_bytes: int, ending: bytes) -> None:
+    """Write a gzip file's first ``size_bytes`` of content and ``ending`` in its place, at once."""
+    path = path.resolve()  # a link stays one
+    anew = path.with_name(f"{path.name}.mended")
+    packer = Gzip(is_new=True)
+    with anew.open("wb") as file:
+        for data in _Unpacked(path):
+            file.write(packer.pack(data[:size_bytes]))
+            size_bytes -= len(data[:size_bytes])
+        file.write(packer.pack(ending) + packer.end_member())
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.copymode(path, anew)
+    anew.replace(path)
+
+
+def _packed(data: bytes) -> bytes:
+    packer = Gzip(is_new=True)
+    return packer.pack(data) + packer.end_member()
