@@ -1,7 +1,10 @@
 """The page about the pipeline: its code runs and its drawings are the schedules."""
 
 import doctest
+import importlib.util
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +48,35 @@ def test_a_stage_holds_its_lag_and_then_alternates(schedule: str, lags: list[int
             actions.append(action)
         steady = [Action.FORWARD, Action.BACKWARD] * 6
         assert actions == ([Action.FORWARD] * lag + steady)[:12]
+
+
+def timelines() -> Any:
+    spec = importlib.util.spec_from_file_location("timelines", PAGE.parent / "timelines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "1f1b", "greedy", "lockstep"])
+def test_the_pictures_are_what_the_stages_do(schedule: str) -> None:
+    drawn = (PAGE.parent / "_static" / f"timeline-{schedule}.svg").read_text()
+    assert drawn == timelines().timeline(schedule)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lags"), [("sequential", [0, 0, 0]), ("1f1b", [2, 1, 0]), ("lockstep", [4, 2, 0])]
+)
+def test_the_pictures_show_the_lags_of_the_page(schedule: str, lags: list[int]) -> None:
+    """Between a sample's forward and backward a stage makes as many updates as its lag."""
+    svg = (PAGE.parent / "_static" / f"timeline-{schedule}.svg").read_text()
+    boxes = re.findall(r'<rect x="([\d.]+)" y="(\d+)".*?<title>([FB])(\d)</title>', svg)
+    for stage, lag in enumerate(lags):
+        row = sorted((float(x), f"{kind}{n}") for x, y, kind, n in boxes if int(y) // 34 == stage)
+        actions = [name for _, name in row]
+        between = actions[actions.index("F5") : actions.index("B5")]
+        assert sum(name[0] == "B" for name in between) == lag
 
 
 def test_the_picture_has_a_box_per_action() -> None:
