@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamflow.errors import GraphError
@@ -80,6 +80,7 @@ arrays = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(rows | arrays, st.sampled_from([("a",), ("b",), ("a", "b")]))
+@example([{"a": np.array([n, 2.0]), "b": -n} for n in range(4)], ("a", "b"))
 def test_standardize_goes_on(values: list[Any], fields: tuple[str, ...]) -> None:
     check_operator(lambda: Standardize(inputs=("readings",), fields=fields), values)
 
