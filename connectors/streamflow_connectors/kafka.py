@@ -6,104 +6,24 @@ the driver. The driver, aiokafka, runs on asyncio only.
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from streamflow.codecs import CsvFormat, FormatField, JsonFormat
-from streamflow.errors import ConnectorError, Problem
-from streamflow.nodes import Context, Declaration, Reader, Sink, Source, Writer
+from streamflow.errors import Problem
+from streamflow.nodes import Context, Reader, Sink, Source, Writer
 from streamflow.plugins import missing_packages
+from streamflow_connectors.kafka_options import REQUIRES, Connection
 
-REQUIRES = {"aiokafka": "streamflow[kafka]"}
+ID_PARTS = ("group", "topic", "node", "partitions", "instance")
+"""What a transactional id may be made of."""
 
-
-class Connection(Declaration):
-    """How to reach the brokers, for sources and sinks alike."""
-
-    bootstrap_servers: str = Field(
-        min_length=1, description="host:port of one broker or several, separated by commas."
-    )
-    connect_timeout: float = Field(
-        15.0, gt=0, description="Seconds within which brokers must answer when the node opens."
-    )
-    username: str | None = Field(None, description="Name to log in with.")
-    password: SecretStr | None = Field(None, description="Password to log in with.")
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "PLAIN", description="How to log in."
-    )
-    ca_file: Path | None = Field(
-        None, description="Certificates (PEM) to trust instead of the system's."
-    )
-    cert_file: Path | None = Field(None, description="Certificate (PEM) to identify with.")
-    key_file: Path | None = Field(None, description="Key (PEM) of cert_file, if not in it.")
-    key_password: SecretStr | None = Field(None, description="Password of the key.")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="SASL_: with a login; _SSL or SSL: encrypted."
-    )
-
-    @field_validator("security_protocol")
-    @classmethod
-    def _check_security(cls, protocol: str, info: ValidationInfo) -> str:
-        """Refuse a login or certificates that would silently go unused, or that are missing."""
-        is_given = {name: value is not None for name, value in info.data.items()}
-        has_login = is_given.get("username", True) and is_given.get("password", True)
-        if protocol.startswith("SASL") and not has_login:
-            message = f"expected username and password with {protocol}, found none; give both"
-            raise ValueError(message)
-        if not protocol.startswith("SASL") and (is_given["username"] or is_given["password"]):
-            message = (
-                f"expected SASL_SSL or SASL_PLAINTEXT with username and password, "
-                f"found {protocol}; choose one of these"
-            )
-            raise ValueError(message)
-        files = [name for name in ("ca_file", "cert_file", "key_file") if is_given.get(name)]
-        if files and not protocol.endswith("SSL"):
-            message = f"expected SSL or SASL_SSL with {files[0]}, found {protocol}; choose one"
-            raise ValueError(message)
-        return protocol
-
-    def client_options(self, context: Context) -> dict[str, Any]:
-        """Return aiokafka's options for a client; reads the certificates.
-
-        Raises:
-            ConnectorError: A certificate or key cannot be read.
-        """
-        options: dict[str, Any] = {
-            "bootstrap_servers": self.bootstrap_servers,
-            "security_protocol": self.security_protocol,
-            "sasl_mechanism": self.sasl_mechanism,
-        }
-        if self.username is not None and self.password is not None:
-            options["sasl_plain_username"] = self.username
-            options["sasl_plain_password"] = self.password.get_secret_value()
-        if self.security_protocol.endswith("SSL"):
-            options["ssl_context"] = self._ssl_context(context)
-        return options
-
-    def _ssl_context(self, context: Context) -> ssl.SSLContext:
-        folder = context.folder
-        secret = self.key_password
-        try:
-            tls = ssl.create_default_context(cafile=self.ca_file and folder / self.ca_file)
-            if self.cert_file is not None:
-                tls.load_cert_chain(
-                    folder / self.cert_file,
-                    self.key_file and folder / self.key_file,
-                    # An empty one keeps OpenSSL from asking at the terminal.
-                    secret.get_secret_value() if secret else "",
-                )
-        except OSError as error:  # ssl.SSLError is one
-            message = (
-                f"{context.name}: expected certificates and key in PEM format, found {error}; "
-                f"check ca_file, cert_file, key_file and key_password"
-            )
-            raise ConnectorError(message) from error
-        return tls
+DEFAULT_ID = "streamflow.{group}.{partitions}.{topic}.{node}"
 
 
 class KafkaSource(Connection, Source):
@@ -183,7 +103,11 @@ class KafkaSource(Connection, Source):
 
 
 class KafkaSink(Connection, Sink):
-    """Writes to a topic, each record once, in order for each key.
+    """Writes to a topic, in order for each key.
+
+    A record is written once as long as the run lives; with ``delivery: exactly_once`` also if it is
+    killed: outputs and the positions they come from are committed in one transaction, and what is
+    published already is left out. Readers see that as ``read_committed``.
 
     Partitions are chosen by the key as Java's clients do; records without a key go to the
     partitions in turn. Keys other than text and bytes are written as text. Timestamps and headers
@@ -203,9 +127,34 @@ class KafkaSink(Connection, Sink):
     max_request_size: int = Field(
         1_000_000, gt=0, description="Bytes a record may have; larger ones are rejected."
     )
-    delivery_timeout: float = Field(
-        120.0, gt=0, description="Seconds to try to deliver a record before the run fails."
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
+        "at_least_once",
+        description="Whether outputs may come twice after a crash. exactly_once takes a single "
+        "source, of the same cluster, with partitions and a group.",
     )
+    transactional_id: str | None = Field(
+        None,
+        min_length=1,
+        description="Name that fences off an earlier instance, with exactly_once: the same in "
+        "every run, another one in each instance. May hold {group}, {topic}, {node}, {partitions} "
+        "and {instance}, the name of the host; by default made of all but the last.",
+    )
+
+    @field_validator("transactional_id")
+    @classmethod
+    def _check_transactional_id(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None and info.data.get("delivery") == "at_least_once":
+            message = "expected it with delivery: exactly_once, found at_least_once; remove one"
+            raise ValueError(message)
+        try:
+            (name or "").format_map(dict.fromkeys(ID_PARTS, ""))
+        except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+            message = (
+                f"expected only {', '.join(map('{{{}}}'.format, ID_PARTS))} in braces, "
+                f"found {error}; write other braces twice"
+            )
+            raise ValueError(message) from None
+        return name
 
     def compression_requires(self) -> dict[str, str]:
         """Return what the compression needs beyond aiokafka, as `requires` does."""
@@ -218,6 +167,91 @@ class KafkaSink(Connection, Sink):
         for message in missing_packages(self.compression_requires()):
             yield Problem(("compression",), message)
 
+    @property
+    def stores_positions(self) -> bool:
+        """Whether it stores the positions of the source itself, together with what it writes.
+
+        The source must not commit then, and goes on at a checkpoint whatever is committed.
+        """
+        return self.delivery == "exactly_once"
+
+    def delivery_problems(
+        self,
+        sources: Mapping[str, Source],
+        sinks: Mapping[str, Sink],
+        *,
+        is_ordered: bool = True,
+        is_checkpointed: bool = True,
+    ) -> Iterator[Problem]:
+        """Yield what keeps the graph from being written exactly once, if that is asked for.
+
+        Args:
+            sources: Of the whole graph, by name.
+            sinks: Likewise, without the one of the dead letters.
+            is_ordered: Whether records come in the order of the source, once at the most.
+            is_checkpointed: Whether the graph takes checkpoints.
+        """
+        if self.delivery == "exactly_once":
+            for message in (
+                *self._source_problems(sources),
+                *self._sink_problems(sinks, is_ordered, is_checkpointed),
+            ):
+                yield Problem(("delivery",), f"expected {message}")
+
+    def _source_problems(self, sources: Mapping[str, Source]) -> Iterator[str]:
+        names = ", ".join(sources) or "none"
+        if len(sources) != 1:
+            yield f"exactly one source, of type kafka, found {names}; use at_least_once"
+            return
+        [source] = sources.values()
+        if not isinstance(source, KafkaSource):
+            yield f"a source of type kafka, found {names} of another type; use at_least_once"
+            return
+        if source.group is None:
+            yield f"a group that stores the positions, found none in {names}; give it a group"
+        if source.partitions is None:
+            yield (
+                f"a source that names its partitions, found that {names} lets its group share them "
+                f"out; add partitions: [0] to it, and run an instance for each share"
+            )
+        if not _hosts(self) & _hosts(source):
+            yield (
+                f"source and sink on the same cluster, found {source.bootstrap_servers} and "
+                f"{self.bootstrap_servers}; give both the same bootstrap_servers"
+            )
+
+    def _sink_problems(
+        self, sinks: Mapping[str, Sink], is_ordered: bool, is_checkpointed: bool
+    ) -> Iterator[str]:
+        if not self.inputs:
+            yield "a sink with inputs, found the one of the dead letters; use at_least_once"
+        if not is_ordered:
+            yield (
+                "outputs in the order of the source, found several ways from it that meet; "
+                "use one way, or at_least_once"
+            )
+        others = [name for name, sink in sinks.items() if sink is not self]
+        storing = [name for name in others if _stores_positions(sinks[name])]
+        if storing:
+            yield f"one sink that stores the positions, found {storing[0]} too; use at_least_once"
+        elif others and not is_checkpointed:
+            yield (
+                f"a checkpoint, without which a crash loses what {others[0]} has not written, "
+                "found none; add checkpoint to the graph, or use at_least_once"
+            )
+
+    def transactional_id_for(self, source: KafkaSource, node: str) -> str:
+        """Return the name of this instance that fences off an earlier one."""
+        numbers = "-".join(map(str, sorted(source.partitions or ())))
+        parts = {
+            "group": source.group,
+            "topic": self.topic,
+            "node": node,
+            "partitions": ".".join([*sorted(source.topics), numbers]),
+            "instance": socket.gethostname(),
+        }
+        return (self.transactional_id or DEFAULT_ID).format_map(parts)
+
     def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
         """Connect, and give a writer until the context is left.
 
@@ -225,7 +259,20 @@ class KafkaSink(Connection, Sink):
             ConnectorError: No broker answers in time, the topic neither exists nor may be created,
                 or the event loop is not asyncio's.
             MissingExtraError: The compression needs a package that is not installed.
+            GraphError: The graph cannot be written exactly once, which is asked for.
         """
-        from streamflow_connectors.kafka_writer import open_writer  # imports the driver
+        if self.delivery == "exactly_once":
+            from streamflow_connectors.kafka_transactions import open_exactly_once  # the driver
+
+            return open_exactly_once(self, context)
+        from streamflow_connectors.kafka_writer import open_writer  # likewise
 
         return open_writer(self, context)
+
+
+def _stores_positions(sink: Sink) -> bool:
+    return isinstance(sink, KafkaSink) and sink.stores_positions
+
+
+def _hosts(connection: Connection) -> set[str]:
+    return {host.strip() for host in connection.bootstrap_servers.split(",")}

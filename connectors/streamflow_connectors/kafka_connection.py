@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Context
-from streamflow_connectors.kafka import Connection
+from streamflow_connectors.kafka_options import Connection
 
 CLOSE_SECONDS = 5.0
 """How long a client may take to say goodbye; after that its tasks are cancelled."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
@@ -43,27 +43,56 @@ BUFFER_BYTES = 16 * 2**20  # written and not yet delivered; then writing waits
 REMEMBERED_KEYS = 2**16  # whose partition is not computed again
 
 
+W = TypeVar("W", bound="KafkaWriter")
+
+
 @asynccontextmanager
 async def open_writer(sink: KafkaSink, context: Context) -> AsyncIterator[KafkaWriter]:
     """Connect and find the topic; disconnect when the block is left."""
+
+    async def make(producer: AIOKafkaProducer, _: dict[str, Any]) -> KafkaWriter:
+        return KafkaWriter(producer, sink, context)
+
+    async with connected_writer(sink, context, make, {}) as writer:
+        yield writer
+
+
+@asynccontextmanager
+async def connected_writer(
+    sink: KafkaSink,
+    context: Context,
+    make: Callable[[AIOKafkaProducer, dict[str, Any]], Awaitable[W]],
+    transactional: dict[str, Any],
+) -> AsyncIterator[W]:
+    """Connect, make a writer and find its topic; disconnect when the block is left.
+
+    Args:
+        sink: What is opened.
+        context: What its node is told.
+        make: Returns the writer, of a producer that is connected and the options for more clients.
+        transactional: The producer's options for transactions.
+    """
     require(sink.compression_requires(), where=context.name)
     options = await client_options(sink, context)
     producer = AIOKafkaProducer(
         **options,
+        **transactional,
         enable_idempotence=True,
         acks="all",
         max_batch_size=BATCH_BYTES,
         max_request_size=sink.max_request_size,
         compression_type=None if sink.compression == "none" else sink.compression,
     )
-    writer = KafkaWriter(producer, sink, context)
+    writer: W | None = None
     try:
         async with connecting(sink, context, options):
             await start(producer.start())
+            writer = await make(producer, options)
             await writer._find_topic(anyio.current_effective_deadline())
         yield writer
     finally:
-        await writer._abandon()
+        if writer is not None:
+            await writer._abandon()
         await close_producer(producer)
 
 
@@ -196,20 +225,27 @@ class KafkaWriter:
         try:
             while lane.builders and self._failure is None:
                 builder = lane.take()
-                with anyio.fail_after(self._sink.delivery_timeout):
+                with anyio.fail_after(self._sink.retry_for):
                     sent = await self._producer.send_batch(builder, topic, partition=lane.partition)
                     await sent
                 lane.delivered += builder.record_count()
                 lane.waiting_bytes -= lane.taken_bytes
                 self._announce()
         except (KafkaError, ConnectorError, TimeoutError) as error:
-            self._failure = self._failure or (
-                f"{self._context.name}: expected the topic {topic} to take records, "
-                f"found {describe(error)}; check the broker, the permissions and the topic's limits"
-            )
-            self._announce()
+            self._fail(error)
         finally:
             lane.is_under_way = False
+
+    def _fail(self, error: BaseException) -> None:
+        """Let all that is written or waited for from now on fail."""
+        self._failure = self._failure or self._explained(error)
+        self._announce()
+
+    def _explained(self, error: BaseException) -> str:
+        return (
+            f"{self._context.name}: expected the topic {self._sink.topic} to take records, "
+            f"found {describe(error)}; check the broker, the permissions and the topic's limits"
+        )
 
     def _announce(self) -> None:
         self._settled.set()

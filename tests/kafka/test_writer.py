@@ -140,7 +140,7 @@ async def test_an_error_that_stays_fails_flushing_and_writing(faulty: EmbeddedKa
 async def test_a_broker_that_goes_away_fails_the_delivery_in_time(faulty: EmbeddedKafka) -> None:
     faulty.create_topic("t")
     before = asyncio.all_tasks()
-    async with sink(faulty.address, "t", delivery_timeout=0.3).open(CONTEXT) as writer:
+    async with sink(faulty.address, "t", retry_for=0.3).open(CONTEXT) as writer:
         faulty.set_reachable(False)
         await writer.write(batch([1]))
         with pytest.raises(ConnectorError, match="TimeoutError"):

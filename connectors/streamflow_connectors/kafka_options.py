@@ -1,0 +1,104 @@
+"""How to reach the brokers: the options that Kafka sources and sinks share."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+
+from streamflow.errors import ConnectorError
+from streamflow.nodes import Context, Declaration
+
+REQUIRES = {"aiokafka": "streamflow[kafka]"}
+
+
+class Connection(Declaration):
+    """How to reach the brokers, for sources and sinks alike."""
+
+    bootstrap_servers: str = Field(
+        min_length=1, description="host:port of one broker or several, separated by commas."
+    )
+    connect_timeout: float = Field(
+        15.0, gt=0, description="Seconds within which brokers must answer when the node opens."
+    )
+    retry_for: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds to go on trying while brokers are away or refuse, before the run "
+        "fails.",
+    )
+    username: str | None = Field(None, description="Name to log in with.")
+    password: SecretStr | None = Field(None, description="Password to log in with.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="How to log in."
+    )
+    ca_file: Path | None = Field(
+        None, description="Certificates (PEM) to trust instead of the system's."
+    )
+    cert_file: Path | None = Field(None, description="Certificate (PEM) to identify with.")
+    key_file: Path | None = Field(None, description="Key (PEM) of cert_file, if not in it.")
+    key_password: SecretStr | None = Field(None, description="Password of the key.")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="SASL_: with a login; _SSL or SSL: encrypted."
+    )
+
+    @field_validator("security_protocol")
+    @classmethod
+    def _check_security(cls, protocol: str, info: ValidationInfo) -> str:
+        """Refuse a login or certificates that would silently go unused, or that are missing."""
+        is_given = {name: value is not None for name, value in info.data.items()}
+        has_login = is_given.get("username", True) and is_given.get("password", True)
+        if protocol.startswith("SASL") and not has_login:
+            message = f"expected username and password with {protocol}, found none; give both"
+            raise ValueError(message)
+        if not protocol.startswith("SASL") and (is_given["username"] or is_given["password"]):
+            message = (
+                f"expected SASL_SSL or SASL_PLAINTEXT with username and password, "
+                f"found {protocol}; choose one of these"
+            )
+            raise ValueError(message)
+        files = [name for name in ("ca_file", "cert_file", "key_file") if is_given.get(name)]
+        if files and not protocol.endswith("SSL"):
+            message = f"expected SSL or SASL_SSL with {files[0]}, found {protocol}; choose one"
+            raise ValueError(message)
+        return protocol
+
+    def client_options(self, context: Context) -> dict[str, Any]:
+        """Return aiokafka's options for a client; reads the certificates.
+
+        Raises:
+            ConnectorError: A certificate or key cannot be read.
+        """
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.security_protocol,
+            "sasl_mechanism": self.sasl_mechanism,
+        }
+        if self.username is not None and self.password is not None:
+            options["sasl_plain_username"] = self.username
+            options["sasl_plain_password"] = self.password.get_secret_value()
+        if self.security_protocol.endswith("SSL"):
+            options["ssl_context"] = self._ssl_context(context)
+        return options
+
+    def _ssl_context(self, context: Context) -> ssl.SSLContext:
+        folder = context.folder
+        secret = self.key_password
+        try:
+            tls = ssl.create_default_context(cafile=self.ca_file and folder / self.ca_file)
+            if self.cert_file is not None:
+                tls.load_cert_chain(
+                    folder / self.cert_file,
+                    self.key_file and folder / self.key_file,
+                    # An empty one keeps OpenSSL from asking at the terminal.
+                    secret.get_secret_value() if secret else "",
+                )
+        except OSError as error:  # ssl.SSLError is one
+            message = (
+                f"{context.name}: expected certificates and key in PEM format, found {error}; "
+                f"check ca_file, cert_file, key_file and key_password"
+            )
+            raise ConnectorError(message) from error
+        return tls
