@@ -31,18 +31,45 @@ app = App(
 
 
 @app.command
-def run(file: GraphFile, *, overrides: Overrides = (), as_json: Json = False) -> int:
+def run(
+    file: GraphFile,
+    *,
+    overrides: Overrides = (),
+    reset: Annotated[
+        bool, Parameter(negative=(), help="Begin anew; earlier checkpoints are put aside.")
+    ] = False,
+    checkpoint: Annotated[
+        str | None,
+        Parameter(name="--from", help="Go on from this checkpoint; newer ones are put aside."),
+    ] = None,
+    instance: Annotated[
+        str,
+        Parameter(
+            env_var="STREAMFLOW_INSTANCE",
+            help="Name of this run among several of the graph: {instance} in the checkpoint path.",
+        ),
+    ] = "0",
+    as_json: Json = False,
+) -> int:
     """Run a graph until its streams end, or a signal drains it; a second signal aborts.
 
-    Shows one live line, or logs one every 10 s where there is no terminal, and a report at the end.
+    Goes on from the newest checkpoint, where the graph keeps them. Shows one live line, or logs
+    one every 10 s where there is no terminal, and a report at the end.
 
     Example: streamflow run graph.yaml --set models.direction.stages=2
     """
     from streamflow.cli.checking import read_or_explain
     from streamflow.cli.running import run_graph
+    from streamflow.graph import Start
 
+    if reset and checkpoint:
+        sys.stderr.write("expected --reset or --from, found both; leave one out\n")
+        return exit_codes.USAGE
     graph = read_or_explain(file, overrides, deep=True, as_json=as_json)
-    return exit_codes.BAD_CONFIGURATION if graph is None else run_graph(graph, as_json=as_json)[0]
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
+    start = Start(is_reset=reset, checkpoint=checkpoint)
+    return run_graph(graph, start=start, instance=instance, as_json=as_json)[0]
 
 
 @app.command

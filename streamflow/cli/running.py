@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 from anyio.abc import TaskStatus
@@ -19,7 +21,7 @@ from rich.text import Text
 
 from streamflow.cli import exit_codes
 from streamflow.errors import GraphError, StreamflowError
-from streamflow.graph import Graph
+from streamflow.graph import Graph, Start
 from streamflow.observe.live import LiveLine
 from streamflow.observe.report import report_data, report_tables
 from streamflow.runtime.run import Run
@@ -59,12 +61,19 @@ class Outcome:
 
 
 def run_graph(
-    graph: Graph, *, as_json: bool = False, report: bool = True
+    graph: Graph,
+    *,
+    start: Start | None = None,
+    instance: str = "0",
+    as_json: bool = False,
+    report: bool = True,
 ) -> tuple[int, Stats | None]:
     """Run a graph to its end in the foreground.
 
     Args:
         graph: The graph.
+        start: Where a run with checkpoints begins.
+        instance: What this run is called among those of the same graph.
         as_json: Print the report as JSON on stdout.
         report: Print the report at all.
 
@@ -73,7 +82,8 @@ def run_graph(
     """
     console = Console(stderr=True)
     log_to(console)
-    outcome = anyio.run(run_in_foreground, graph, console)
+    opening = partial(graph.open, start=start, instance=instance)
+    outcome = anyio.run(run_in_foreground, opening, console)
     stats = outcome.run.stats() if outcome.run else None
     if outcome.failure:
         console.print(Text(f"failed: {outcome.failure}", style="bold red"), soft_wrap=True)
@@ -105,14 +115,16 @@ def log_to(console: Console) -> None:
     logger.setLevel(logging.INFO)
 
 
-async def run_in_foreground(graph: Graph, console: Console) -> Outcome:
+async def run_in_foreground(
+    opening: Callable[[], AbstractAsyncContextManager[Run]], console: Console
+) -> Outcome:
     """Run a graph until it ends; the first signal drains it, the second aborts."""
     outcome = Outcome()
     async with anyio.create_task_group() as tasks:
         await tasks.start(obey_signals, outcome)
         with outcome.scope:
             try:
-                async with graph.open() as run:
+                async with opening() as run:
                     outcome.run = run
                     show = _show_live if console.is_terminal else _log_regularly
                     tasks.start_soon(show, run, console)

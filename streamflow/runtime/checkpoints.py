@@ -22,34 +22,18 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import anyio
 from anyio import to_thread
 
+from streamflow.checkpoints.snapshot import Snapshot
 from streamflow.errors import CheckpointError
 from streamflow.nodes import Fetch
 from streamflow.records import Batch, Partition, Place, Rejected
 
 logger = logging.getLogger("streamflow")
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A run at one point of its streams.
-
-    Attributes:
-        records: For each source, records let through since its stream's start.
-        positions: For each source, where each partition goes on.
-        states: Of each operator and model.
-        marks: Of each sink.
-    """
-
-    records: Mapping[str, int] = field(default_factory=dict)
-    positions: Mapping[str, Mapping[Place, int]] = field(default_factory=dict)
-    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Part(Protocol):

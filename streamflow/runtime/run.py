@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import anyio
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskStatus
 
+from streamflow.checkpoints import Snapshot, Store, difference, folder_of, identify, open_store
 from streamflow.errors import (
+    CheckpointError,
     ConnectorError,
     GraphError,
     MissingExtraError,
@@ -32,10 +34,16 @@ from streamflow.nodes import Context, Operator, Receiver, Resume, Sink, Source
 from streamflow.plugins import missing_packages
 from streamflow.records import Headers, Record
 from streamflow.runtime.channels import Inbox, RoundRobinInbox
-from streamflow.runtime.checkpoints import Coordinator, Gate, Snapshot
+from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
-from streamflow.runtime.stats import NodeStats, Stats
-from streamflow.runtime.tasks import NodeTask, ProcessorTask, SinkTask, SourceTask
+from streamflow.runtime.stats import CheckpointStats, NodeStats, Stats
+from streamflow.runtime.tasks import (
+    NodeTask,
+    ProcessorTask,
+    SinkTask,
+    SourceTask,
+    opened_in_thread,
+)
 
 logger = logging.getLogger("streamflow")
 
@@ -101,7 +109,10 @@ class Run:
     def stats(self) -> Stats:
         """Return what the run can say about itself at this moment."""
         nodes: dict[str, NodeStats] = {task.name: task.stats() for task in self._tasks}
-        return Stats(self._state(), (self._ended or time.monotonic()) - self._started, nodes)
+        elapsed = (self._ended or time.monotonic()) - self._started
+        made = self._coordinator
+        checkpoints = CheckpointStats(made.taken, made.failed) if made else None
+        return Stats(self._state(), elapsed, nodes, checkpoints)
 
     async def wait(self) -> None:
         """Wait until all streams have ended and everything is delivered.
@@ -338,8 +349,43 @@ async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterato
 async def _opened_checkpoints(
     graph: Graph, start: Start, instance: str
 ) -> AsyncIterator[Checkpointing | None]:
-    """Open the graph's folder of checkpoints, if it has one."""
-    yield None
+    """Lock the graph's folder of checkpoints, if it has one, and read where to go on.
+
+    Raises:
+        CheckpointError: Another run holds the folder, or no checkpoint in it can be used.
+        GraphError: The checkpoint is of another graph.
+    """
+    if graph.checkpoint is None:
+        if start.is_reset or start.checkpoint:
+            message = "expected a graph with checkpoints to begin otherwise, found one without"
+            raise GraphError([Problem(("checkpoint",), f"{message}; declare checkpoint")])
+        yield None
+        return
+    limiter = CapacityLimiter(1)
+    path = folder_of(graph.checkpoint.path, folder=graph.folder, instance=instance)
+    opening = open_store(path, identity=identify(graph), keep=graph.checkpoint.keep)
+    async with opened_in_thread(opening, limiter) as store:
+        snapshot = await to_thread.run_sync(_find_snapshot, graph, store, start, limiter=limiter)
+        is_rewind = start.checkpoint is not None
+        yield Checkpointing(snapshot, is_rewind, store.write)
+
+
+def _find_snapshot(graph: Graph, store: Store, start: Start) -> Snapshot | None:
+    """Return where a run begins, None at the streams' start; put aside what it leaves behind."""
+    if start.is_reset:
+        aside = store.put_aside(after=None)
+        logger.info("%s: begins anew; %d checkpoints are put aside", graph.name, len(aside))
+        return None
+    found = store.read(start.checkpoint) if start.checkpoint else store.latest()
+    if found is None:
+        return None
+    if problems := graph.locate(difference(found.manifest.identity, identify(graph))):
+        raise GraphError(problems)
+    snapshot = found.snapshot()
+    if start.checkpoint:
+        store.put_aside(after=start.checkpoint)
+    logger.info("%s: goes on from checkpoint %s", graph.name, found.name)
+    return snapshot
 
 
 @asynccontextmanager
@@ -461,7 +507,7 @@ def _first(error: BaseException) -> BaseException:
 
 def _node_error(name: str, error: BaseException) -> StreamflowError:
     """Return an error that names the node, with the original as its cause."""
-    if isinstance(error, MissingExtraError | ConnectorError | NodeError):
+    if isinstance(error, MissingExtraError | ConnectorError | CheckpointError | NodeError):
         return error  # says where already
     failure = NodeError(f"{name}: {type(error).__name__}: {error}")
     failure.__cause__ = error

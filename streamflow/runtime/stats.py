@@ -59,6 +59,19 @@ class NodeStats:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointStats:
+    """The checkpoints of a run.
+
+    Attributes:
+        taken: Count of those that are safe.
+        failed: Count of those that could not be written.
+    """
+
+    taken: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """A run at one moment.
 
@@ -66,11 +79,13 @@ class Stats:
         state: ``running``, ``stopping``, ``finished`` or ``failed``.
         elapsed: Seconds since the sources started.
         nodes: Each node by name.
+        checkpoints: None for a graph without.
     """
 
     state: str
     elapsed: float
     nodes: Mapping[str, NodeStats]
+    checkpoints: CheckpointStats | None = None
 
     @property
     def received(self) -> int:

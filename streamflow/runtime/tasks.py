@@ -17,6 +17,7 @@ import anyio
 import anyio.lowlevel
 from anyio import CapacityLimiter, to_thread
 
+from streamflow.checkpoints import Snapshot
 from streamflow.errors import ConnectorError
 from streamflow.nodes import (
     Context,
@@ -31,7 +32,7 @@ from streamflow.nodes import (
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.acks import Ledger, Share
 from streamflow.runtime.channels import Edge, Inbox, Parcel, finish
-from streamflow.runtime.checkpoints import Coordinator, Gate, Snapshot
+from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
 from streamflow.runtime.stats import NodeStats
 
