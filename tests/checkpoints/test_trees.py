@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as st_numpy
 
 from streamflow.checkpoints import tensors, trees
 from streamflow.errors import CheckpointError
-from tests.checkpoints.states import are_same, bits
+from tests.checkpoints.sameness import are_same, bits
 
 Pair = namedtuple("Pair", ["one", "other"])
 
