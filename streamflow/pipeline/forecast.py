@@ -38,7 +38,7 @@ def forecast(
             nearer to the loss go first.
         hand_over: Seconds from the end of an action until a neighbour can use what it made.
     """
-    warm_up = 4 * (len(costs) + max(order.lag for order in orders))
+    warm_up = 8 * (len(costs) + max(order.lag for order in orders))
     last = 2 * warm_up
     game = _Game(costs, orders, processors, hand_over)
     game.play(last + 1)
