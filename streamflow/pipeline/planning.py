@@ -28,7 +28,6 @@ _MARGIN = 0.1
 _PATIENCE = 2
 # Below this part of what the stages allow, it is not they that limit the rate.
 _HINDERED = 0.8
-_RECORD_SECONDS = 0.1
 _SAMPLES_PER_STAGE = 8
 
 
@@ -72,7 +71,9 @@ def make_plan(
     measured, surroundings = profile(subject, seconds=seconds / 2)
     trials = _Trials(subject, measured, surroundings.cores, seconds / 4)
     cut = _choose(options, measured, trials)
-    return _plan(subject, measured, surroundings, cut, trials)
+    names = measured.names(cut.starts)
+    costs = _stage_costs(subject, names, seconds=seconds / 8)
+    return _plan(options, measured, surroundings, cut, costs, trials)
 
 
 def _choose(options: Options, profile: Profile, trials: "_Trials") -> Cut:
@@ -193,13 +194,17 @@ class _Trials:
 
 
 def _plan(
-    subject: Subject, profile: Profile, surroundings: Surroundings, cut: Cut, trials: _Trials
+    options: Options,
+    profile: Profile,
+    surroundings: Surroundings,
+    cut: Cut,
+    costs: Sequence[Cost],
+    trials: _Trials,
 ) -> Plan:
-    options, num_stages = subject.options, len(cut.loads)
+    num_stages = len(costs)
     executor = trials.executor(num_stages)
     own_orders = orders(options.schedule, num_stages)
     hand_over = 0.0 if executor == "inline" else surroundings.hand_over
-    costs = _stage_costs(subject, profile.names(cut.starts), seconds=_RECORD_SECONDS)
     played = forecast(
         costs,
         own_orders,
@@ -207,6 +212,8 @@ def _plan(
         hand_over=hand_over,
     )
     rate = trials.tried[num_stages, executor]
+    # Where threads hinder each other, everything takes longer in the same proportion.
+    hindrance = max(played.rate / rate, 1.0) if executor == "threads" else 1.0
     return Plan(
         stages=_stages(profile, cut, costs, own_orders, stashes=options.backward == "stashed"),
         cuts=profile.names(cut.starts),
@@ -216,8 +223,7 @@ def _plan(
         rate=rate,
         wanted=options.rate,
         latency=sum(cost.forward for cost in costs) + (num_stages - 1) * hand_over,
-        # Where the stages hinder each other, everything takes longer in the same proportion.
-        loaded_latency=played.latency * max(played.rate / rate, 1.0),
+        loaded_latency=played.latency * hindrance,
         call=surroundings.call,
         limit=_limit(costs, rate, played.rate, executor, options.schedule, surroundings),
         tried=tuple(Tried(*way, rate) for way, rate in trials.tried.items()),
