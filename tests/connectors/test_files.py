@@ -144,6 +144,18 @@ def test_gzip_data_are_unpacked_a_piece_at_a_time(size: int) -> None:
     assert max(map(len, pieces)) <= 2**16
 
 
+@pytest.mark.parametrize("content", [b"0" * 70_000, bytes(range(256)) * 300])
+def test_gzip_data_that_are_cut_off_give_what_is_there(content: bytes) -> None:
+    data = gzip.compress(content)
+    for cut in range(len(data) - 1):
+        gunzip = Gunzip()
+        gunzip.feed(data[:cut])
+        got = b""
+        while gunzip.has_more:
+            got += gunzip.take()
+        assert got == zlib.decompressobj(wbits=31).decompress(data[:cut])
+
+
 async def test_msgpack_that_is_cut_off_or_damaged(tmp_path: Path) -> None:
     (tmp_path / "cut.msgpack").write_bytes(b"\x01\x92\x01")
     [fetch] = await read(tmp_path, "cut.msgpack")
