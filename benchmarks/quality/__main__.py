@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.quality import checks, tables
-from benchmarks.quality.learning import Scheme, baseline
+from benchmarks.quality.learning import Scheme, baselines
 from benchmarks.quality.loads import SEQUENTIAL, STAGE_COUNTS, contestants, measure
 from benchmarks.quality.network import WIDTH
 from benchmarks.quality.results import Cell, Results
@@ -91,74 +91,79 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pool = stack.enter_context(
                 ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=prepare_process)
             )
-        results = run(options.paths, size, pool)
-    if options.results is not None:
-        results.save(options.results)
+        run(options.paths, size, pool, options.results)
 
 
-def run(paths: Sequence[str], size: Size, pool: Executor | None) -> Results:
-    """Learn everything, print tables on the way, and return what was found."""
+def run(paths: Sequence[str], size: Size, pool: Executor | None, kept: Path | None) -> None:
+    """Learn everything, and print and keep what is found on the way."""
     results = Results(costs=measure(WIDTH, size.timed))
-    print("\n## Learning rates on the way\n", flush=True)
-    specs = [StreamSpec(name, size.count, size.seeds) for name in GENERATED]
-    specs += [StreamSpec(recorded(path), size.rows, size.seeds, path) for path in paths]
-    results.baselines = {spec.name: baseline(build(spec)) for spec in specs}
-    _learn_delayed(results, specs, size, pool)
+    print(f"\n## What the stages take\n\n{tables.cost_table(results)}")
+    print("## What delay costs\n", flush=True)
+    _learn_delayed(results, paths, size, pool)
+    print(f"\n{tables.delay_tables(results)}", flush=True)
+    _keep(results, kept)
+    print("## What a load costs\n", flush=True)
     _learn_loaded(results, size, pool)
-    print(f"\n## What delay costs\n\n{tables.delay_tables(results)}")
-    print(f"## What the stages take\n\n{tables.cost_table(results)}")
-    print(f"## What a load costs\n\n{tables.load_tables(results)}")
+    print(f"\n{tables.load_tables(results)}")
     print(f"## Where the plan is worse\n\n{tables.verdicts(results)}")
-    return results
+    _keep(results, kept)
+
+
+def _keep(results: Results, path: Path | None) -> None:
+    if path is not None:
+        results.save(path)
 
 
 def _learn_delayed(
-    results: Results, specs: Sequence[StreamSpec], size: Size, pool: Executor | None
+    results: Results, paths: Sequence[str], size: Size, pool: Executor | None
 ) -> None:
+    specs = [StreamSpec(tuple(GENERATED), size.count, size.seeds)]
+    specs += [StreamSpec((recorded(path),), size.rows, size.seeds, path) for path in paths]
+    for spec in specs:
+        results.baselines.update(baselines(build(spec)))
     schemes = [SEQUENTIAL]
     schemes += [Scheme(*scheme, count) for scheme in DELAYED for count in STAGE_COUNTS[1:]]
     trials = [Trial(spec, scheme) for spec in specs for scheme in schemes]
     found = tune(trials, grid=size.grid, pool=pool, max_extensions=size.max_extensions)
-    for trial, ways in zip(trials, found, strict=True):
-        results.cells += cells(trial, trial.scheme.label, ways)
+    for trial, scored in zip(trials, found, strict=True):
+        results.cells += cells(trial, trial.scheme.label, scored)
 
 
 def _learn_loaded(results: Results, size: Size, pool: Executor | None) -> None:
-    for name in GENERATED:
-        spec = StreamSpec(name, size.load_count, size.seeds)
-        named = {
-            (load, contestant): Trial(spec, scheme, load, results.costs)
-            for load in size.loads
-            for contestant, scheme in contestants(results.costs, load).items()
-        }
-        # A plan is often one of the others: learn it once.
-        trials = {(trial.load, trial.scheme): trial for trial in named.values()}
-        found = tune(
-            list(trials.values()), grid=size.grid, pool=pool, max_extensions=size.max_extensions
-        )
-        by_key = dict(zip(trials, found, strict=True))
-        for (load, contestant), trial in named.items():
-            results.cells += cells(trial, contestant, by_key[load, trial.scheme])
+    spec = StreamSpec(tuple(GENERATED), size.load_count, size.seeds)
+    named = {
+        (load, contestant): Trial(spec, scheme, load, results.costs)
+        for load in size.loads
+        for contestant, scheme in contestants(results.costs, load).items()
+    }
+    # A plan is often one of the others: learn it once.
+    trials = {(trial.load, trial.scheme): trial for trial in named.values()}
+    found = tune(
+        list(trials.values()), grid=size.grid, pool=pool, max_extensions=size.max_extensions
+    )
+    by_key = dict(zip(trials, found, strict=True))
+    for (load, contestant), trial in named.items():
+        results.cells += cells(trial, contestant, by_key[load, trial.scheme])
 
 
-def cells(trial: Trial, contestant: str, ways: Found) -> list[Cell]:
-    """Return what a contestant reached at its best learning rate."""
+def cells(trial: Trial, contestant: str, scored: Found) -> list[Cell]:
+    """Return what a contestant reached at its best learning rate on every stream."""
     return [
         Cell(
-            stream=trial.stream.name,
+            stream=stream,
             contestant=contestant,
             stages=trial.scheme.num_stages,
             load=trial.load,
             way=way,
             rate=rate_of(tuned.exponents[tuned.best]),
             is_on_edge=bool(tuned.missing),
-            losses=tuple(tuned.scores.loss_LK[tuned.best].tolist()),
+            losses=tuple(tuned.scores.loss_LS[tuned.best].tolist()),
             accuracies=None
-            if tuned.scores.accuracy_LK is None
-            else tuple(tuned.scores.accuracy_LK[tuned.best].tolist()),
+            if tuned.scores.accuracy_LS is None
+            else tuple(tuned.scores.accuracy_LS[tuned.best].tolist()),
             taken=tuned.scores.taken,
         )
-        for way, tuned in ways.items()
+        for (stream, way), tuned in scored.items()
     ]
 
 

@@ -1,6 +1,7 @@
-"""Online losses of one scheme on one stream, for many learning rates and seeds at once.
+"""Online losses of one scheme on streams of one shape, for many learning rates at once.
 
-Shapes: N samples, K seeds, R replicas (learning rates times seeds), L learning rates, O outputs.
+Shapes: N samples, K streams, R replicas (learning rates times streams), S seeds, L learning rates,
+O outputs.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ class Scores:
     """Means over the scored samples.
 
     Attributes:
-        loss_LK: Mean loss; infinite where the learner diverged.
-        accuracy_LK: Share of right classes; None where targets are values.
+        loss_LS: Mean loss; infinite where the learner diverged.
+        accuracy_LS: Share of right classes; None where targets are values.
         taken: Share of samples that were learned.
     """
 
-    loss_LK: Tensor
-    accuracy_LK: Tensor | None = None
+    loss_LS: Tensor
+    accuracy_LS: Tensor | None = None
     taken: float = 1.0
 
 
@@ -57,11 +58,12 @@ def replicate(tensor: Tensor, copies: int) -> Tensor:
 
 
 def build(stream: Stream, scheme: Scheme, rates: Sequence[float]) -> Pipeline:
-    """Return a pipeline that learns with every rate and seed."""
-    seeds = stream.inputs_NKD.shape[1]
+    """Return a pipeline that learns every stream with every rate."""
+    _, num_streams, num_inputs = stream.inputs_NKD.shape
+    seeds = [*range(stream.seeds)] * len(stream.names) * len(rates)
     return Pipeline(
-        network(stream.inputs_NKD.shape[2], stream.num_outputs, seeds=seeds, copies=len(rates)),
-        loss=combined_loss([rate for rate in rates for _ in range(seeds)]),
+        network(num_inputs, stream.num_outputs, seeds),
+        loss=combined_loss([rate for rate in rates for _ in range(num_streams)]),
         optimizer=partial(torch.optim.SGD, lr=1.0),
         stages=cuts(scheme.num_stages),
         schedule=scheme.schedule,
@@ -87,24 +89,27 @@ def learn(stream: Stream, scheme: Scheme, rates: Sequence[float]) -> Tensor:
         )
 
 
-def score(stream: Stream, outputs_NRO: Tensor) -> Scores:
-    """Score the predictions of every replica."""
-    seeds = stream.inputs_NKD.shape[1]
+def score(stream: Stream, outputs_NRO: Tensor) -> dict[str, Scores]:
+    """Score the predictions of every replica, by the name of its stream."""
     first = stream.first_scored
-    copies = outputs_NRO.shape[1] // seeds
+    copies = outputs_NRO.shape[1] // stream.inputs_NKD.shape[1]
     targets = replicate(stream.targets[first:], copies)
     losses_NR = losses(outputs_NRO[first:], targets).double()
     loss_R = losses_NR.mean(0).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    accuracy = None
+    shape = (copies, len(stream.names), stream.seeds)
+    loss = loss_R.view(shape).unbind(1)
+    accuracy: tuple[Tensor, ...] | list[None] = [None] * len(loss)
     if stream.has_classes:
         right_NR = outputs_NRO[first:].argmax(2) == targets
-        accuracy = right_NR.double().mean(0).view(copies, seeds)
-    return Scores(loss_R.view(copies, seeds), accuracy)
+        accuracy = right_NR.double().mean(0).view(shape).unbind(1)
+    return {name: Scores(*found) for name, *found in zip(stream.names, loss, accuracy, strict=True)}
 
 
-def baseline(stream: Stream) -> float:
+def baselines(stream: Stream) -> dict[str, float]:
     """Return the accuracy of predicting the class before, or the loss of predicting zero."""
     if stream.has_classes:
-        labels_N = stream.targets[:, 0]
-        return float((labels_N[1:] == labels_N[:-1]).double().mean())
-    return float(stream.targets[stream.first_scored :].square().mean())
+        is_same_NK = stream.targets[1:] == stream.targets[:-1]
+        values_K = is_same_NK.double().mean(0)
+    else:
+        values_K = stream.targets[stream.first_scored :].double().square().mean((0, 2))
+    return dict(zip(stream.names, values_K.view(-1, stream.seeds).mean(1).tolist(), strict=True))

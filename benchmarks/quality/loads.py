@@ -85,7 +85,7 @@ def _measure(num_stages: int, width: int, samples: int) -> list[StageCosts]:
 def _action_times(scheme: Scheme, width: int, samples: int) -> dict[tuple[int, str], float]:
     inputs, targets = torch.randn(samples, 1, 8), torch.randn(samples, 1, 1)
     with Pipeline(
-        network(8, 1, seeds=1, width=width),
+        network(8, 1, [0], width=width),
         loss=F.mse_loss,
         optimizer=partial(torch.optim.SGD, lr=1e-3),
         stages=cuts(scheme.num_stages),
@@ -138,8 +138,8 @@ def contestants(costs: Costs, load: float) -> dict[str, Scheme]:
 
 def learn_under_load(
     stream: Stream, scheme: Scheme, rates: Sequence[float], costs: Costs, load: float
-) -> dict[str, Scores]:
-    """Return the scores of a stream at a load, once for each way to answer skipped samples."""
+) -> dict[tuple[str, str], Scores]:
+    """Return scores by stream and by the way in which skipped samples are answered."""
     clock = Clock(build(stream, scheme, rates), scheme.schedule, durations(costs, scheme))
     answers = clock.run(
         replicate(stream.inputs_NKD, len(rates)),
@@ -148,4 +148,8 @@ def learn_under_load(
     )
     taken = float(answers.is_taken_N[stream.first_scored :].double().mean())
     outputs = {"held": answers.held_NRO, "fresh": answers.fresh_NRO}
-    return {way: replace(score(stream, o_NRO), taken=taken) for way, o_NRO in outputs.items()}
+    return {
+        (name, way): replace(scores, taken=taken)
+        for way, outputs_NRO in outputs.items()
+        for name, scores in score(stream, outputs_NRO).items()
+    }

@@ -50,15 +50,14 @@ class Last(First):
 
 
 def network(
-    num_inputs: int, num_outputs: int, *, seeds: int, copies: int = 1, width: int = WIDTH
+    num_inputs: int, num_outputs: int, seeds: Sequence[int], *, width: int = WIDTH
 ) -> nn.Sequential:
-    """Build ``copies`` times ``seeds`` replicas; replica r has the initial weights of r % seeds."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+    """Build one replica for each of ``seeds``; equal seeds have equal initial weights."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def tensors(fan_in: int, fan_out: int, gain: float) -> tuple[Tensor, Tensor]:
         drawn = [torch.randn(fan_in, fan_out, generator=g) for g in generators]
-        weight_RIO = (torch.stack(drawn) * gain / fan_in**0.5).repeat(copies, 1, 1)
-        return weight_RIO, torch.zeros(len(weight_RIO), 1, fan_out)
+        return torch.stack(drawn) * gain / fan_in**0.5, torch.zeros(len(drawn), 1, fan_out)
 
     hidden = (Hidden(*tensors(width, width, HIDDEN_GAIN)) for _ in range(NUM_LAYERS - 2))
     return nn.Sequential(

@@ -1,6 +1,6 @@
 """The streams that are learned: generated ones and two recorded ones.
 
-Shapes: N samples, K seeds, D features.
+Shapes: N samples, K streams (every name with every seed), D features.
 
 A generated stream has inputs x(n) = rho x(n-1) + sqrt(1 - rho^2) e(n) with independent standard
 normal e, so that every x(n) is standard normal whatever rho is, and targets from a random network
@@ -33,16 +33,16 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """Which stream, how much of it and how many seeds; cheap to send to another process.
+    """Which streams, how much of them and how many seeds; cheap to send to another process.
 
     Attributes:
-        name: One of ``GENERATED``, or of ``COLUMNS`` with a path.
+        names: Some of ``GENERATED``, or with a path one of ``COLUMNS``.
         count: Samples; of a file at most so many.
-        seeds: Streams that differ in everything random, or for a file equal ones.
+        seeds: Streams of a name that differ in everything random, or for a file equal ones.
         path: Where a recorded stream lies.
     """
 
-    name: str
+    names: tuple[str, ...]
     count: int
     seeds: int = 3
     path: str | None = None
@@ -50,14 +50,18 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Samples of K streams of one kind.
+    """Samples of K streams of one shape, side by side.
 
     Attributes:
+        names: Of the streams; every name has ``seeds`` streams, one after the other.
+        seeds: Streams of each name.
         inputs_NKD: What is predicted from.
         targets: Class indices (N, K) of two classes, or values (N, K, 1).
         first_scored: Samples before this one are learned and not scored.
     """
 
+    names: tuple[str, ...]
+    seeds: int
     inputs_NKD: Tensor
     targets: Tensor
     first_scored: int
@@ -74,12 +78,13 @@ class Stream:
 
 
 def build(spec: StreamSpec) -> Stream:
-    """Generate or read a stream; equal specs give equal streams."""
+    """Generate or read streams; equal specs give equal streams."""
     if spec.path is not None:
         return _read(spec, spec.path)
-    pairs = [_generate(GENERATED[spec.name], spec.count, seed) for seed in range(spec.seeds)]
-    inputs, targets = zip(*pairs, strict=True)
-    return Stream(torch.stack(inputs, 1), torch.stack(targets, 1), spec.count // 2)
+    seeds = range(spec.seeds)
+    pairs = [_generate(GENERATED[name], spec.count, seed) for name in spec.names for seed in seeds]
+    inputs, targets = (torch.stack(tensors, 1) for tensors in zip(*pairs, strict=True))
+    return Stream(spec.names, spec.seeds, inputs, targets, first_scored=spec.count // 2)
 
 
 def recorded(path: str) -> str:
@@ -118,7 +123,7 @@ def _generate(rho: float, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _read(spec: StreamSpec, path: str) -> Stream:
-    features, target = COLUMNS[spec.name]
+    features, target = COLUMNS[spec.names[0]]
     with Path(path).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if _is_possible(row)][: spec.count]
     values_ND = np.array([[float(row[name]) for name in features] for row in rows])
@@ -128,7 +133,8 @@ def _read(spec: StreamSpec, path: str) -> Stream:
     inputs_ND = torch.from_numpy(((values_ND - means_ND) / scales_ND).clip(-5, 5)).float()
     labels_N = torch.tensor([int(row[target]) for row in rows])
     inputs_NKD = inputs_ND[:, None].expand(-1, spec.seeds, -1)
-    return Stream(inputs_NKD, labels_N[:, None].expand(-1, spec.seeds), 0)
+    labels_NK = labels_N[:, None].expand(-1, spec.seeds)
+    return Stream(spec.names, spec.seeds, inputs_NKD, labels_NK, first_scored=0)
 
 
 def _is_possible(row: dict[str, str]) -> bool:

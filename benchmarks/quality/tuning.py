@@ -1,6 +1,6 @@
 """Every contestant at its own best learning rate, found on one grid for all of a kind.
 
-Shapes: K seeds, L learning rates.
+Shapes: S seeds, L learning rates.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ EXTENSION, MAX_EXTENSIONS = 4, 4
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A scheme that learns a stream, at a load or with all the time it needs."""
+    """A scheme that learns streams, at a load or with all the time it needs."""
 
-    stream: StreamSpec
+    streams: StreamSpec
     scheme: Scheme
     load: float | None = None
     costs: Costs | None = None
@@ -33,7 +33,8 @@ class Trial:
     @property
     def group(self) -> str:
         """Name of the group of trials that share a grid."""
-        return self.stream.name + ("" if self.load is None else f" at load {self.load:g}")
+        names = ", ".join(self.streams.names)
+        return names if self.load is None else f"{names} at load {self.load:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Tuned:
     @property
     def best(self) -> int:
         """Index of the rate with the least mean loss over the seeds."""
-        return int(self.scores.loss_LK.mean(1).argmin())
+        return int(self.scores.loss_LS.mean(1).argmin())
 
     @property
     def missing(self) -> list[int]:
@@ -67,17 +68,17 @@ class Tuned:
         exponents = (*self.exponents, *other.exponents)
         order = sorted(range(len(exponents)), key=exponents.__getitem__)
         accuracy = None
-        if self.scores.accuracy_LK is not None and other.scores.accuracy_LK is not None:
-            accuracy = torch.cat([self.scores.accuracy_LK, other.scores.accuracy_LK])[order]
-        loss = torch.cat([self.scores.loss_LK, other.scores.loss_LK])[order]
+        if self.scores.accuracy_LS is not None and other.scores.accuracy_LS is not None:
+            accuracy = torch.cat([self.scores.accuracy_LS, other.scores.accuracy_LS])[order]
+        loss = torch.cat([self.scores.loss_LS, other.scores.loss_LS])[order]
         return Tuned(
             tuple(exponents[index] for index in order),
             Scores(loss, accuracy, self.scores.taken),
         )
 
 
-Found = dict[str, Tuned]
-"""What a trial gave, by the way in which skipped samples are answered."""
+Found = dict[tuple[str, str], Tuned]
+"""What a trial gave, by stream and by the way in which skipped samples are answered."""
 
 
 def rate_of(exponent: int) -> float:
@@ -108,7 +109,7 @@ def tune(
             [trials[index] for index in chosen], [missing[index] for index in chosen], pool
         )
         for index, extra in zip(chosen, more, strict=True):
-            found[index] = {way: tuned.merged(extra[way]) for way, tuned in found[index].items()}
+            found[index] = {key: tuned.merged(extra[key]) for key, tuned in found[index].items()}
     _missing(trials, found, lambda text: say(f"{text}: left so"))
     return found
 
@@ -119,14 +120,14 @@ def _missing(
     """Return for every trial the exponents that its group still has to try."""
     wanted: dict[str, set[int]] = {trial.group: set() for trial in trials}
     names: dict[str, list[str]] = {}
-    for trial, ways in zip(trials, found, strict=True):
-        missing = [exponent for tuned in ways.values() for exponent in tuned.missing]
-        wanted[trial.group].update(missing)
-        if missing:
-            name = f"{trial.scheme.label} in {trial.scheme.num_stages}"
-            names.setdefault(trial.group, []).append(name)
+    for trial, scored in zip(trials, found, strict=True):
+        for (stream, way), tuned in scored.items():
+            wanted[trial.group].update(tuned.missing)
+            if tuned.missing:
+                name = f"{trial.scheme.label} in {trial.scheme.num_stages} on {stream}, {way}"
+                names.setdefault(trial.group, []).append(name)
     for group, schemes in names.items():
-        say(f"- {group}: a best rate on the grid's edge ({', '.join(schemes)})")
+        say(f"- {group}: a best rate on the grid's edge ({'; '.join(schemes)})")
     return [tuple(sorted(wanted[trial.group])) for trial in trials]
 
 
@@ -138,12 +139,13 @@ def _evaluate_all(
 
 
 def _evaluate(trial: Trial, exponents: tuple[int, ...]) -> Found:
-    stream, rates = _stream(trial.stream), [rate_of(exponent) for exponent in exponents]
+    stream, rates = _stream(trial.streams), [rate_of(exponent) for exponent in exponents]
     if trial.load is None or trial.costs is None:
-        scores = {"all": score(stream, learn(stream, trial.scheme, rates))}
+        scored = score(stream, learn(stream, trial.scheme, rates))
+        scores = {(name, "all"): found for name, found in scored.items()}
     else:
         scores = learn_under_load(stream, trial.scheme, rates, trial.costs, trial.load)
-    return {way: Tuned(exponents, found) for way, found in scores.items()}
+    return {key: Tuned(exponents, found) for key, found in scores.items()}
 
 
 @lru_cache(maxsize=1)
