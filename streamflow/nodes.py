@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.records import Batch, Partition, Place, Rejected
@@ -123,13 +123,21 @@ class Receiver(Node):
     )
     overflow: Overflow | dict[str, Overflow] = Field(
         "block",
-        description="What happens to records for which an input has no room: the sender waits "
-        "(block), the oldest or the newest records are dropped, all but the newest one are "
-        "(latest), or the run fails. For all inputs, or by the name of an input.",
+        description="What happens to records that an input has no room for; one policy for all "
+        "inputs, or one by the name of an input: the sender waits (block), the oldest or the "
+        "newest are dropped, all but the newest one are (latest), or the run fails.",
     )
     buffer: Buffer = Field(
         default_factory=Buffer, description="How much may wait in each of the inputs."
     )
+
+    @field_validator("buffer", mode="before")
+    @classmethod
+    def _check_buffer(cls, buffer: object) -> object:
+        if not isinstance(buffer, Mapping | Buffer):
+            message = "expected records and bytes; write {records: 1024, bytes: 16MiB}"
+            raise ValueError(message)
+        return buffer
 
     @model_validator(mode="after")
     def _check_overflow(self) -> Receiver:

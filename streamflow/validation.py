@@ -102,6 +102,12 @@ def problems_of(
             problems += [problem.within(*location) for problem in cause.problems]
         else:
             findings.append(_finding(details, location, is_branch, declared))
+    below = [problem.location for problem in problems]  # found by a declaration within
+    findings = [
+        finding
+        for finding in findings
+        if not (finding.is_branch and any(_is_below(other, finding) for other in below))
+    ]
     return problems + [_problem(group, declared) for group in _groups(findings)]
 
 
@@ -262,15 +268,15 @@ def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Return what becomes one problem each: the branches of one union together."""
     groups: dict[object, list[Finding]] = {}
     for index, finding in enumerate(findings):
-        if finding.is_branch and any(_is_below(other, finding) for other in findings):
+        if finding.is_branch and any(_is_below(other.location, finding) for other in findings):
             continue  # another branch fitted further than this one
         groups.setdefault(finding.location if finding.is_branch else index, []).append(finding)
     return [_closest(group) for group in groups.values()]
 
 
-def _is_below(other: Finding, finding: Finding) -> bool:
+def _is_below(location: Location, finding: Finding) -> bool:
     depth = len(finding.location)
-    return len(other.location) > depth and other.location[:depth] == finding.location
+    return len(location) > depth and location[:depth] == finding.location
 
 
 def _closest(group: list[Finding]) -> list[Finding]:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError
 
 from streamflow.config.scalars import resolve
 from streamflow.errors import GraphError, Problem
-from streamflow.graph import SECTIONS, Graph
+from streamflow.graph import SECTIONS, Graph, Settings
 from streamflow.nodes import Node
 
 WIDTH = 88
@@ -42,8 +42,10 @@ def write_graph(graph: Graph) -> str:
             }
     if graph.dead_letter is not None:
         data["dead_letter"] = _options(graph.dead_letter, ("dead_letter",), problems)
-    if graph.shutdown_timeout != Graph.model_fields["shutdown_timeout"].default:
-        data["shutdown_timeout"] = graph.shutdown_timeout
+    settings = graph.model_dump(
+        mode="json", include=set(Settings.model_fields) - data.keys(), exclude_defaults=True
+    )
+    data |= {name: _escape(value) for name, value in settings.items()}
     if graph.checkpoint is not None:
         data["checkpoint"] = graph.checkpoint.model_dump(mode="json", exclude_defaults=True)
     if problems:

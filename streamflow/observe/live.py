@@ -22,8 +22,19 @@ class LiveLine:
             parts.append(f"{stats.behind:,} behind")
         if stats.rejected:
             parts.append(f"{stats.rejected:,} rejected")
+        parts += drops(stats)
         parts += [score for name, node in stats.nodes.items() if (score := headline(name, node))]
         return " · ".join(parts) + (" · stopping" if stats.state == "stopping" else "")
+
+
+def drops(stats: Stats) -> list[str]:
+    """Return for each edge that has dropped records how many, where, and by which policy."""
+    return [
+        f"{edge.dropped:,} dropped ({sender} -> {name}, {edge.overflow})"
+        for name, node in stats.nodes.items()
+        for sender, edge in node.edges.items()
+        if edge.dropped
+    ]
 
 
 def headline(name: str, node: NodeStats) -> str | None:

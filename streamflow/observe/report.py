@@ -35,6 +35,7 @@ def report_data(graph: str, stats: Stats | None, failure: str | None = None) -> 
         "received": stats.received,
         "delivered": stats.delivered,
         "rejected": stats.rejected,
+        "dropped": stats.dropped,
         "nodes": nodes,
     }
 
@@ -44,6 +45,8 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
     rate = stats.received / stats.elapsed if stats.elapsed else 0.0
     heading = f"{graph}: {stats.received:,} records in {stats.elapsed:.1f} s, {rate:,.0f}/s"
     parts: list[RenderableType] = [Text(heading), _nodes_table(stats)]
+    if stats.dropped:
+        parts.append(_drops_table(stats))
     for name, node in stats.nodes.items():
         if score := node.report.get("score"):
             parts.append(_score_table(name, score))
@@ -57,6 +60,21 @@ def _nodes_table(stats: Stats) -> Table:
     for name, node in stats.nodes.items():
         counts = (node.received, node.sent, node.rejected, node.skipped)
         table.add_row(name, node.kind, *(f"{count:,}" for count in counts))
+    return table
+
+
+def _drops_table(stats: Stats) -> Table:
+    """Return one row for each edge that has dropped records."""
+    table = Table("edge", "overflow", title="dropped for want of room", title_justify="left")
+    for column in ("sent", "taken", "dropped"):
+        table.add_column(column, justify="right")
+    for name, node in stats.nodes.items():
+        for sender, edge in node.edges.items():
+            if edge.dropped:
+                counts = (edge.sent, edge.taken, edge.dropped)
+                table.add_row(
+                    f"{sender} -> {name}", edge.overflow, *(f"{count:,}" for count in counts)
+                )
     return table
 
 

@@ -200,14 +200,12 @@ class Edge:
         self._put(parcel)
 
     def _in_the_way_of(self, arriving: Batch) -> int:
-        """Return how many records of the oldest parcel must go so that a batch has room."""
+        """Return how many records of the oldest parcel must go at least to give a batch room."""
         oldest = self.parcels[0][1].batch
-        too_many = self.records + len(arriving) - self._most_records
         too_large = self.size_bytes + arriving.size_bytes - self._most_bytes
         if too_large <= 0:
-            return too_many
-        kept = num_fitting(oldest, len(oldest), oldest.size_bytes - too_large)
-        return max(too_many, len(oldest) - kept)
+            return self.records + len(arriving) - self._most_records
+        return len(oldest) - num_fitting(oldest, len(oldest), oldest.size_bytes - too_large)
 
     def _put(self, parcel: Parcel) -> None:
         self._num_sent += len(parcel.batch)

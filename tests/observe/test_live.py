@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from streamflow.observe.live import LiveLine, number
-from streamflow.runtime.stats import NodeStats, Stats
+from streamflow.runtime.stats import EdgeStats, NodeStats, Stats
 
 
 def node(kind: str, received: int, **figures: Any) -> NodeStats:
@@ -33,6 +33,20 @@ def test_the_line_says_what_is_behind_and_rejected() -> None:
     }
     assert LiveLine().next(Stats("running", 1.0, nodes)) == (
         "2 records · 2/s · 4,000 behind · 3 rejected"
+    )
+
+
+def test_the_line_says_where_records_were_dropped_and_why() -> None:
+    edges = {"a": EdgeStats("latest", sent=1200, dropped=1100), "b": EdgeStats("block", sent=9)}
+    nodes = {
+        "a": node("source", 1200),
+        "b": node("source", 9),
+        "out": node("sink", 109, edges=edges),
+        "log": node("sink", 5, edges={"b": EdgeStats("drop_newest", sent=9, dropped=4)}),
+    }
+    assert LiveLine().next(Stats("running", 1.0, nodes)) == (
+        "1,209 records · 1,209/s · 1,100 dropped (a -> out, latest) · 4 dropped (b -> log, "
+        "drop_newest)"
     )
 
 

@@ -4,7 +4,7 @@ from io import StringIO
 from rich.console import Console
 
 from streamflow.observe.report import report_data, report_tables
-from streamflow.runtime.stats import NodeStats, Stats
+from streamflow.runtime.stats import EdgeStats, NodeStats, Stats
 
 METRICS = {"accuracy": 0.75, "kappa": None}
 SCORE = {
@@ -55,6 +55,29 @@ def test_tables_show_the_nodes_and_the_score() -> None:
     assert ["in", "source", "1,234", "1,230", "4", "5"] in rows
     assert ["no change", "0.75", "-", "0.75", "-"] in rows
     assert any("last 1,000" in line for line in lines)
+
+
+def test_dropped_records_are_attributed_to_their_edge() -> None:
+    edges = {
+        "in": EdgeStats("drop_oldest", sent=1230, taken=1000, dropped=230),
+        "m": EdgeStats("block", sent=7, taken=7),
+    }
+    nodes = NODES | {"out": NodeStats("sink", 1000, 1000, 0, edges=edges)}
+    stats = Stats("finished", 2.0, nodes)
+    data = json.loads(json.dumps(report_data("g", stats)))
+    assert data["dropped"] == 230
+    assert data["nodes"]["out"]["edges"]["in"] == {
+        "overflow": "drop_oldest",
+        "sent": 1230,
+        "taken": 1000,
+        "dropped": 230,
+        "waiting": 0,
+    }
+    lines = shown("g", stats)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    assert ["in -> out", "drop_oldest", "1,230", "1,000", "230"] in rows
+    assert not any("m -> out" in line for line in lines)
+    assert not any("dropped" in line for line in shown("g", Stats("finished", 2.0, NODES)))
 
 
 def test_a_graphs_name_is_not_markup() -> None:
