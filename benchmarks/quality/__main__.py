@@ -51,9 +51,9 @@ class Size:
         timed: Samples that stage costs are measured on.
     """
 
-    count: int = 20_000
+    count: int = 12_000
     rows: int = 100_000
-    load_count: int = 10_000
+    load_count: int = 6_000
     seeds: int = 3
     loads: tuple[float, ...] = (0.5, 0.9, 1.2, 1.6, 2.0, 2.5, 3.5, 6.0)
     grid: Sequence[int] = GRID

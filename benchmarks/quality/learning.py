@@ -102,7 +102,10 @@ def score(stream: Stream, outputs_NRO: Tensor) -> dict[str, Scores]:
     if stream.has_classes:
         right_NR = outputs_NRO[first:].argmax(2) == targets
         accuracy = right_NR.double().mean(0).view(shape).unbind(1)
-    return {name: Scores(*found) for name, *found in zip(stream.names, loss, accuracy, strict=True)}
+    return {
+        name: Scores(loss_LS, accuracy_LS)
+        for name, loss_LS, accuracy_LS in zip(stream.names, loss, accuracy, strict=True)
+    }
 
 
 def baselines(stream: Stream) -> dict[str, float]:

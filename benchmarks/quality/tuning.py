@@ -17,7 +17,7 @@ from benchmarks.quality.loads import Costs, learn_under_load
 from benchmarks.quality.streams import Stream, StreamSpec, build
 
 # Rates are powers of the square root of two; these are their exponents.
-GRID = range(-24, -7)
+GRID = range(-24, -8)
 EXTENSION, MAX_EXTENSIONS = 4, 4
 
 
