@@ -59,6 +59,8 @@ def _check_cut(
     with make().open(context) as processor:
         unpacked = _unpack(json.loads(packed))
         processor.restore(unpacked)
+        again = _pack_state(processor.state())
+        assert again == packed, f"{where} the restored state, found another one: {again}"
         resumed = _go_on(processor, values, cut)
         kept = _pack_state(unpacked)
         assert kept == packed, f"{where} restore to leave the state alone, found it changed"

@@ -82,6 +82,19 @@ class Holds(Step):
         return {"parts": [{"odd": self.content}]}
 
 
+class Hesitates(Sums):
+    """Knows what was restored only once there are records again."""
+
+    has_records = False
+
+    def process(self, batch: Batch) -> Processed:
+        self.has_records = True
+        return super().process(batch)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() if self.has_records else {"total": np.zeros(1)}
+
+
 class LosesTheEnd(Sums):
     """Goes on exactly, until its inputs end."""
 
@@ -122,6 +135,7 @@ def test_a_sum_goes_on() -> None:
         (Lends, r"after 0 of 7 records: expected a copy, found a state that changes"),
         (Keeps, r"after 0 of 7 records: expected restore to leave the state alone"),
         (Restless, r"after 0 of 7 records: expected an equal state when asked again"),
+        (Hesitates, r"after 1 of 7 records: expected the restored state, found another one"),
         (LosesTheEnd, r"after 7 of 7 records: expected .* with the state restored"),
     ],
 )
