@@ -33,7 +33,7 @@ class Regression:
         """Return numbers, or flattened arrays, not a number for none."""
         is_known = [value is not None for value in values]
         if all(is_known):
-            return np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+            return _flattened(values)
         if not any(is_known):
             return np.full((len(values), 1), np.nan)
         known = self.encode([value for value in values if value is not None])
@@ -74,6 +74,13 @@ class Regression:
         """Take over the statistics."""
         moments = state["moments"]
         self._moments = None if moments is None else Moments.restored(moments)
+
+
+def _flattened(values: Sequence[Any]) -> Floats:
+    try:
+        return np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    except ValueError:  # a number and a list of one number among them mean the same
+        return np.array([np.ravel(value) for value in values], dtype=np.float64)
 
 
 class Spread:

@@ -147,6 +147,13 @@ def test_arrays_are_averaged_over_their_elements() -> None:
     assert found["r2"] == pytest.approx(1 - (errors**2).sum() / squares, rel=1e-12)
 
 
+def test_a_number_alone_in_a_list_is_that_number() -> None:
+    mixed, plain = make_scorer("regression"), make_scorer("regression")
+    mixed.update([0.5, 0.5, 0.5], [1.0, [2.0], np.array([[4.0]])])
+    plain.update([0.5, 0.5, 0.5], [1.0, 2.0, 4.0])
+    assert mixed.report() == plain.report()
+
+
 def test_no_change_is_the_last_target_of_the_key() -> None:
     targets = [10.0, 20.0, 10.5, 20.5, 99.0, 10.0]
     scorer = make_scorer("regression", window=1)
