@@ -10,11 +10,13 @@ Learning comes before predicting, so that a prediction knows all that can be kno
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from streamflow.errors import SampleError
@@ -37,8 +39,8 @@ class Held:
     Attributes:
         inputs: Its input (1, ...).
         predicted: What was predicted.
-        previous: The newest target of its key at that time (of any key, if it had none yet), for
-            the no-change baseline.
+        previous: The newest target of its key at that time (of any key, if it had none yet), as
+            plain data, for the no-change baseline.
     """
 
     inputs: Tensor
@@ -48,7 +50,7 @@ class Held:
 
 @dataclass(slots=True)
 class Series:
-    """The records of one key that wait, oldest first, and its newest target."""
+    """The records of one key that wait, oldest first, and its newest target as plain data."""
 
     held: deque[Held] = field(default_factory=deque)
     newest: Any = None
@@ -64,7 +66,6 @@ class Forecaster(ModelNode):
         self._series: OrderedDict[Hashable, Series] = OrderedDict()
         self._newest: Any = None
         self._met: list[tuple[Held, Any]] = []
-        self._scale: TargetScale | None = None
         self._num_held = self._num_unlabelled = self._num_dropped = 0
 
     def report(self) -> dict[str, Any]:
@@ -79,6 +80,39 @@ class Forecaster(ModelNode):
             "unlabelled": self._num_unlabelled,
             "dropped": self._num_dropped,
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return what every model keeps, and the records that wait for their targets."""
+        held = [record for series in self._series.values() for record in series.held]
+        return {
+            **super().state(),
+            "series": {
+                "keys": list(self._series),  # the one to be dropped first comes first
+                "num_held": [len(series.held) for series in self._series.values()],
+                "newest": [series.newest for series in self._series.values()],
+            },
+            "newest": self._newest,
+            "held": {
+                "inputs": torch.cat([record.inputs for record in held]) if held else None,
+                "predicted": _joined([record.predicted for record in held]),
+                "previous": [record.previous for record in held],
+            },
+            "unlabelled": self._num_unlabelled,
+            "dropped": self._num_dropped,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with the records that waited, too."""
+        super().restore(state)
+        held = _held(**state["held"])
+        columns = state["series"]
+        rows = zip(columns["keys"], columns["num_held"], columns["newest"], strict=True)
+        for key, count, newest in rows:
+            self._series[key] = Series(deque(islice(held, count)), newest)
+        self._newest = state["newest"]
+        self._num_held = sum(columns["num_held"])
+        self._num_unlabelled = state["unlabelled"]
+        self._num_dropped = state["dropped"]
 
     def _learn(self, samples: Samples) -> tuple[Samples, Values, dict[int, str]]:
         refused: dict[int, str] = {}
@@ -108,7 +142,9 @@ class Forecaster(ModelNode):
         return kept, values, refused
 
     def _learn_held(self, series: Series, target: Any, encoded: Any) -> Any:
-        """Learn the record whose target this is, if one is due; return the target."""
+        """Learn the record whose target this is, if one is due; return the target, plain."""
+        if target is not None:
+            target = self._head.plain(target)
         learned = encoded
         if self._model.standardize_target:
             self._scale, scaled = self._target_scale().absorb([encoded])
@@ -159,3 +195,12 @@ def _joined(parts: Sequence[Predicted]) -> Predicted:
     """Return the columns of several predictions as one."""
     names = parts[0] if parts else ()
     return {name: [entry for part in parts for entry in part[name]] for name in names}
+
+
+def _held(inputs: Tensor | None, predicted: Predicted, previous: Sequence[Any]) -> Iterator[Held]:
+    """Yield held records from their columns, which stay the caller's."""
+    for index, target in enumerate(previous):
+        assert inputs is not None
+        single = {name: [column[index]] for name, column in predicted.items()}
+        # a copy of its own, so that a record which waits for long does not keep all the others
+        yield Held(inputs[index : index + 1].clone(), single, target)

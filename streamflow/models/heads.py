@@ -57,6 +57,18 @@ class Head(ABC):
         return encoded, causes
 
     @abstractmethod
+    def plain(self, target: Any) -> Any:
+        """Return a target that can be encoded as plain data which is scored in the same way."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what `fit` found out."""
+        return {"output_shape": list(self.output_shape)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `fit` found out in an earlier run."""
+        self.output_shape = tuple(state["output_shape"])
+
+    @abstractmethod
     def _encode(self, value: Any) -> Any:
         """Return one target, or raise ValueError with the cause."""
 
@@ -86,6 +98,11 @@ class RegressionHead(Head):
             raise ValueError(message)
         return array.reshape(self.output_shape)
 
+    def plain(self, target: Any) -> Any:
+        """Return a number, or a list of them."""
+        array = np.asarray(target, dtype=np.float64)
+        return array.item() if array.size == 1 else array.ravel().tolist()
+
     def stack(self, encoded: Sequence[Any]) -> Tensor:
         """Return targets of the outputs' shape, float32."""
         targets = np.zeros((len(encoded), *self.output_shape), dtype=np.float32)
@@ -105,8 +122,10 @@ class ClassHead(Head):
 
     def __init__(self, classes: Sequence[str | int] | None) -> None:
         super().__init__()
-        self.classes = classes
-        self._indices = {label: index for index, label in enumerate(classes or ())}
+        self.classes: Sequence[str | int] | None = None
+        self._indices: dict[Any, int] = {}
+        if classes is not None:
+            self._name_classes(classes)
 
     def _encode(self, value: Any) -> int:
         try:
@@ -116,11 +135,29 @@ class ClassHead(Head):
             message = f"expected a class of {expected}, found {reprlib.repr(value)}"
             raise ValueError(message) from None
 
+    def plain(self, target: Any) -> Any:
+        """Return the label as it was declared."""
+        assert self.classes is not None
+        return self.classes[self._indices[target]]
+
+    def state(self) -> dict[str, Any]:
+        """Return the shape of the outputs, and the labels in their order."""
+        return {**super().state(), "classes": None if self.classes is None else list(self.classes)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over shape and labels."""
+        super().restore(state)
+        if state["classes"] is not None:
+            self._name_classes(state["classes"])
+
+    def _name_classes(self, labels: Sequence[str | int]) -> None:
+        self.classes = labels
+        self._indices = {label: index for index, label in enumerate(labels)}
+
     def _set_classes(self, count: int) -> None:
         """Number the classes if they have no labels."""
         if self.classes is None:
-            self.classes = range(count)
-            self._indices = {index: index for index in range(count)}
+            self._name_classes(range(count))
         elif len(self.classes) != count:
             message = (
                 f"expected as many outputs as classes, {len(self.classes)}, got {count}; "

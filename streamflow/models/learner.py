@@ -6,7 +6,6 @@ records -> SampleReader -> Pipeline.process -> Head.decode -> Scorer, output rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,15 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import SampleError
-from streamflow.models.declaration import Model
 from streamflow.models.heads import Predicted, one_tensor
 from streamflow.models.node import ModelNode
-from streamflow.models.samples import Samples
+from streamflow.models.samples import Samples, unnamed
 from streamflow.models.scaling import Scaled, TargetScale
-from streamflow.pipeline import Pipeline
 from streamflow.records import Values, column_items
-
-STREAM = (str, bytes, int, float, NoneType)
-"""What can name a stream of recurrent state; a record without a key is of the stream ``None``."""
 
 
 class Learner(ModelNode):
     """Predicts each record and then learns its target, if it has one."""
-
-    def __init__(self, model: Model, pipeline: Pipeline) -> None:
-        super().__init__(model, pipeline)
-        self._scale: TargetScale | None = None
 
     def _learn(self, samples: Samples) -> tuple[Samples, Values, dict[int, str]]:
         samples, refused = self._with_streams(samples)
@@ -75,13 +65,9 @@ class Learner(ModelNode):
         found = self._streams(samples)
         if found is None:
             return samples, {}
-        bad = {place for place, stream in enumerate(found) if not isinstance(stream, STREAM)}
-        refused = {
-            samples.indices[place]: f"{self._model.keys or 'key'}: expected text or a number that "
-            f"names the stream, found {found[place]!r}"
-            for place in bad
-        }
-        return samples.select([p for p in range(len(samples)) if p not in bad]), refused
+        causes = [unnamed(self._model.keys or "key", stream) for stream in found]
+        refused = {samples.indices[place]: cause for place, cause in enumerate(causes) if cause}
+        return samples.select([place for place, cause in enumerate(causes) if not cause]), refused
 
     def _scaled(self, samples: Samples) -> tuple[TargetScale | None, Scaled | None]:
         """Return the targets in their own scale, and the scale after them."""

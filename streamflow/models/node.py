@@ -9,7 +9,9 @@ from typing import Any
 from streamflow.evaluation import Scorer, make_scorer
 from streamflow.models.declaration import Model
 from streamflow.models.heads import ClassHead, Predicted, make_head
+from streamflow.models.portable import original, portable
 from streamflow.models.samples import SampleReader, Samples
+from streamflow.models.scaling import TargetScale
 from streamflow.nodes import Processed
 from streamflow.pipeline import Pipeline
 from streamflow.records import MISSING, Batch, Values, split_rejected, without_missing
@@ -24,6 +26,7 @@ class ModelNode(ABC):
         self._head = make_head(model)
         self._reader = SampleReader(pipeline, model.features, model.target, self._head)
         self._scorer: Scorer | None = None
+        self._scale: TargetScale | None = None
 
     def process(self, batch: Batch) -> Processed:
         """Predict every record, and learn what there is to learn."""
@@ -47,6 +50,25 @@ class ModelNode(ABC):
         if self._scorer:
             report |= {"score": self._scorer.report(), "history": self._scorer.history()}
         return report
+
+    def state(self) -> dict[str, Any]:
+        """Apply the gradients in flight, and return copies of all that later records need."""
+        return {
+            "pipeline": portable(self._pipeline.state_dict()),
+            "samples": self._reader.state(),
+            "scale": None if self._scale is None else self._scale.state(),
+            "scorer": None if self._scorer is None else self._scorer.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with the weights, scores and statistics of an earlier run."""
+        self._pipeline.load_state_dict(original(state["pipeline"]))
+        self._reader.restore(state["samples"])
+        if state["scale"] is not None:
+            self._scale = TargetScale.restored(state["scale"])
+        if state["scorer"] is not None and (scorer := self._make_scorer()):
+            scorer.restore(state["scorer"])
+            self._scorer = scorer
 
     @abstractmethod
     def _learn(self, samples: Samples) -> tuple[Samples, Values, dict[int, str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,9 @@ from streamflow.models.features import FeatureReader
 from streamflow.models.heads import Head, one_tensor
 from streamflow.pipeline import Pipeline
 from streamflow.records import MISSING, Batch, column_items
+
+STREAM = (str, bytes, int, float, NoneType)
+"""What can be a key, or name a stream of recurrent state; without one it is of that of ``None``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,20 @@ class SampleReader:
         inputs, unreadable = self._features.read(batch)
         encoded, unknown = self._head.encode(targets)
         samples = Samples(range(len(batch)), batch, inputs, targets, encoded)
-        causes = {**unknown, **unreadable, **causes}
+        causes = {**_bad_keys(batch), **unknown, **unreadable, **causes}
         if causes:
             samples = samples.select([place for place in range(len(batch)) if place not in causes])
         return samples, causes
+
+    def state(self) -> dict[str, Any]:
+        """Return what the first record has shown."""
+        shape = self._features.shape
+        return {"shape": None if shape is None else list(shape), "head": self._head.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what the first record has shown in an earlier run."""
+        self._features.shape = None if state["shape"] is None else tuple(state["shape"])
+        self._head.restore(state["head"])
 
     def _targets(self, batch: Batch) -> list[Any]:
         if self._target is None:
@@ -104,3 +118,16 @@ class SampleReader:
             self._features.shape = tuple(inputs.shape[1:])
             break
         return causes
+
+
+def unnamed(name: str, key: Any) -> str | None:
+    """Return why a key names no stream, if it does not."""
+    if isinstance(key, STREAM) and key == key:  # not so if it is not a number
+        return None
+    return f"{name}: expected text or a number that names the stream, found {key!r}"
+
+
+def _bad_keys(batch: Batch) -> dict[int, str]:
+    """Return why keys cannot be told apart, or kept in a checkpoint, by index."""
+    found = enumerate(unnamed("key", key) for key in batch.keys or ())
+    return {index: cause for index, cause in found if cause}

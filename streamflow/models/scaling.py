@@ -6,7 +6,7 @@ Shapes: N records, K of them with a target, C outputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,17 @@ class TargetScale:
 
     def __init__(self, width: int) -> None:
         self._moments = Moments(width)
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> TargetScale:
+        """Return the scale whose `state` this is."""
+        scale = cls(0)
+        scale._moments = Moments.restored(state)
+        return scale
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of the statistics."""
+        return self._moments.state()
 
     def absorb(self, encoded: Sequence[Any]) -> tuple[TargetScale, Scaled]:
         """Return the scale after some targets, given in order, and what they are in its units."""

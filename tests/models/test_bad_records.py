@@ -37,7 +37,7 @@ def spoiled(change: Any) -> Any:
     return change if change == {"class": 1} else row
 
 
-@pytest.mark.parametrize("declared", [model(), model(horizon=2), model(stages=2)])
+@pytest.mark.parametrize("declared", [model(), model(horizon=2), model(stages=("2",))])
 @pytest.mark.parametrize("cuts", [(), range(40)])
 def test_bad_records_leave_no_trace(declared: Model, cuts: Any) -> None:
     good = readings(len(BAD) + 1)
@@ -94,3 +94,18 @@ def test_bad_regression_targets(target: Any) -> None:
         assert list(outcome.causes) == [1]
         clean = run(declared, [rows[0], rows[2]])
         assert outcome.each("prediction") == clean.each("prediction")
+
+
+@pytest.mark.parametrize("declared", [model(), model(horizon=2), model(learn=False)])
+def test_a_key_that_cannot_be_told_apart_or_kept_is_refused(declared: Model) -> None:
+    good = readings(6)
+    bad: list[Any] = [(1, 2), [1], {"machine": 1}, math.nan]
+    rows = [*good[:3], *readings(4, seed=2), *good[3:]]
+    found = run(declared, rows, keys=["a", b"a", 1, *bad, 1.5, True, None], cuts=[2, 4])
+    assert found.causes == {
+        place: f"key: expected text or a number that names the stream, found {key!r}"
+        for place, key in enumerate(bad, 3)
+    }
+    clean = run(declared, good, keys=["a", b"a", 1, 1.5, True, None])
+    assert found.each("scores") == clean.each("scores")
+    assert found.report == clean.report

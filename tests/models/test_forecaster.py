@@ -107,7 +107,7 @@ def test_standardized_forecasts_know_the_targets_so_far() -> None:
 
 
 def test_classes_can_be_forecast_with_several_stages() -> None:
-    declared = model(horizon=2, stages=2)
+    declared = model(horizon=2, stages=("2",))
     whole, cut = (run(declared, readings(20), cuts=cuts) for cuts in ((), (3, 4, 11)))
     assert whole.each("scores") == cut.each("scores")
     assert whole.report == cut.report
