@@ -23,6 +23,7 @@ from tests.kafka.jobs import running
 pytestmark = pytest.mark.kafka
 
 GROUP = "g"
+END = b"end"
 NUM_RECORDS = 4000
 NUM_KILLS = 10
 
@@ -124,8 +125,9 @@ def outputs(topic: str, offsets: Sequence[int], values: Sequence[Any] | None = N
     return Batch(list(values or offsets), [partition] * len(offsets), offsets)
 
 
-async def read(address: str, topic: str) -> list[Any]:
-    """Return all values that a topic's only partition shows to careful readers now."""
+@asynccontextmanager
+async def careful_reader(address: str, topic: str) -> AsyncIterator[Any]:
+    """Give a consumer that sees what is committed, from the beginning."""
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=address,
@@ -133,14 +135,35 @@ async def read(address: str, topic: str) -> list[Any]:
         auto_offset_reset="earliest",
         fetch_max_wait_ms=50,
     )
-    values: list[Any] = []
     async with consumer:
-        [part] = consumer.assignment()
-        [end] = (await consumer.end_offsets([part])).values()
-        while await consumer.position(part) < end:
-            for records in (await consumer.getmany(timeout_ms=100)).values():
-                values += [int(record.value) for record in records]
-    return values
+        yield consumer
+
+
+async def visible_end(address: str, topic: str) -> int:
+    """Return the position up to which careful readers see now."""
+    async with careful_reader(address, topic) as consumer:
+        [end] = (await consumer.end_offsets(consumer.assignment())).values()
+    return int(end)
+
+
+async def read(address: str, topic: str) -> list[Any]:
+    """Return all values that careful readers see once no transaction is open any more."""
+    async with AIOKafkaProducer(bootstrap_servers=address) as producer:
+        last = await producer.send_and_wait(topic, key=END, partition=0)
+    values: list[Any] = []
+    async with careful_reader(address, topic) as consumer:
+        async for record in consumer:
+            if record.key != END:
+                values.append(int(record.value))
+            elif record.offset == last.offset:
+                return values
+    raise AssertionError
+
+
+async def wait_until_committed(address: str, group: str, topic: str, expected: int) -> None:
+    """Wait for the position, which appears a moment after the transaction has ended."""
+    while (found := await committed(address, group, topic)) != expected:
+        assert found is None or found < expected
 
 
 @asynccontextmanager
@@ -160,16 +183,17 @@ async def test_outputs_and_the_position_they_come_from_appear_together(
     topic_in, topic, group = await cluster.create_topic(), await cluster.create_topic(), uuid4().hex
     async with opened(sink(real_broker, topic), topic_in, group=group) as writer:
         await writer.write(outputs(topic_in, [0, 1, 3]))
-        assert await read(real_broker, topic) == []
+        await consume(real_broker, topic, 3)  # which sees what is not committed, too
+        assert await visible_end(real_broker, topic) == 0
         assert await committed(real_broker, group, topic_in) is None
         await writer.flush()
         assert await read(real_broker, topic) == [0, 1, 3]
-        assert await committed(real_broker, group, topic_in) == 4
+        await wait_until_committed(real_broker, group, topic_in, 4)
         await writer.flush()  # with nothing new
         await writer.write(outputs(topic_in, [7]))
         await writer.flush()
     assert await read(real_broker, topic) == [0, 1, 3, 7]
-    assert await committed(real_broker, group, topic_in) == 8
+    await wait_until_committed(real_broker, group, topic_in, 8)
 
 
 @pytest.mark.asyncio
@@ -187,7 +211,7 @@ async def test_what_is_published_is_left_out_and_counted(
         await writer.flush()
         assert writer.left_out == 3
     assert await read(real_broker, topic) == [0, 1, 2, 3]
-    assert await committed(real_broker, group, topic_in) == 4
+    await wait_until_committed(real_broker, group, topic_in, 4)
 
 
 @pytest.mark.asyncio
@@ -198,9 +222,7 @@ async def test_what_was_not_committed_is_rolled_back_at_once_when_the_writer_clo
     async with opened(sink(real_broker, topic), topic_in, group=group) as writer:
         await writer.write(outputs(topic_in, [0, 1]))
         await consume(real_broker, topic, 2)  # which sees what is not committed, too
-    async with AIOKafkaProducer(bootstrap_servers=real_broker) as other:
-        await other.send_and_wait(topic, b"9")
-    assert await read(real_broker, topic) == [9]  # nothing is open before it
+    assert await read(real_broker, topic) == []  # sees nothing, and need not wait for long
     assert await committed(real_broker, group, topic_in) is None
 
 
@@ -219,7 +241,7 @@ async def test_rejected_records_keep_their_places_and_are_passed(
     assert list(rejected.indices) == [1, 3]
     assert list(rejected.batch.offsets) == [1, 3]
     assert await read(real_broker, topic) == [0, 2]
-    assert await committed(real_broker, group, topic_in) == 4
+    await wait_until_committed(real_broker, group, topic_in, 4)
 
 
 @pytest.mark.asyncio
@@ -253,7 +275,7 @@ async def test_a_second_instance_fences_off_the_first(cluster: Cluster, real_bro
             await writer.write(outputs(topic_in, [1, 2]))
             await writer.flush()
     assert await read(real_broker, topic) == [0, 1, 2]
-    assert await committed(real_broker, group, topic_in) == 3
+    await wait_until_committed(real_broker, group, topic_in, 3)
 
 
 @pytest.mark.asyncio
@@ -284,14 +306,7 @@ class Watcher:
 
 @asynccontextmanager
 async def watching(address: str, topic: str) -> AsyncIterator[Watcher]:
-    consumer = AIOKafkaConsumer(
-        topic,
-        bootstrap_servers=address,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=50,
-    )
-    async with consumer:
+    async with careful_reader(address, topic) as consumer:
         yield Watcher(consumer)
 
 
@@ -316,7 +331,7 @@ async def test_each_output_is_seen_once_and_in_order_though_the_job_is_killed_te
         await watcher.wait_for(NUM_RECORDS)
     expected = [2 * number for number in range(NUM_RECORDS)]
     assert await read(real_broker, topic) == expected
-    assert await committed(real_broker, f"of-{topic_in}", topic_in) == NUM_RECORDS
+    await wait_until_committed(real_broker, f"of-{topic_in}", topic_in, NUM_RECORDS)
 
 
 @pytest.mark.asyncio
@@ -330,15 +345,16 @@ async def test_a_second_process_ends_the_first_with_a_clear_error(
         with running(real_broker, topic_in, topic, "on") as first:
             await watcher.wait_for(100)
             with running(real_broker, topic_in, topic, "on") as second:
+                count = 100
                 while first.poll() is None:
                     await fill(real_broker, topic_in, 10)
+                    count += 10
                 _, log = await anyio.to_thread.run_sync(first.communicate)
                 assert first.returncode == 1
                 assert "out: expected to be the only instance with the transactional_id" in log
-                await watcher.wait_for(110)
+                await watcher.wait_for(count)
                 second.terminate()
                 _, log = await anyio.to_thread.run_sync(second.communicate)
                 assert second.returncode == 0, log
-    values = await read(real_broker, topic)
-    sources = await read(real_broker, topic_in)
-    assert values == [2 * value for value in sources]
+    values = await read(real_broker, topic_in)
+    assert await read(real_broker, topic) == [2 * value for value in values]
