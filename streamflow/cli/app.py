@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from streamflow.cli import exit_codes
+from streamflow.cli.checkpoints import checkpoint
 from streamflow.plugins import COMMANDS, registered
 
 GraphFile = Annotated[Path, Parameter(help="The graph, a YAML file.")]
@@ -99,10 +100,50 @@ def validate(
     return 0
 
 
+@app.command
+def plan(
+    file: GraphFile,
+    *,
+    model: Annotated[str | None, Parameter(help="Plan this model only.")] = None,
+    overrides: Overrides = (),
+    shape: Annotated[
+        str | None,
+        Parameter(help="Shape of a record's input where the graph does not tell it: 3,32,32."),
+    ] = None,
+    svg: Annotated[Path | None, Parameter(help="Draw the plan into this file.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure a graph's models on this machine and print how their stages are cut and how fast.
+
+    Opens no source and learns nothing. With stages=auto it finds how many stages the rate needs.
+
+    Example: streamflow plan graph.yaml --set models.direction.stages=auto
+    """
+    from streamflow.cli.checking import read_or_explain
+    from streamflow.cli.planning import parsed_shape, plan_graph
+
+    try:
+        sizes = None if shape is None else parsed_shape(shape)
+    except ValueError:
+        sys.stderr.write(f"--shape: expected sizes like 3,32,32, got {shape}; correct it\n")
+        return exit_codes.USAGE
+    graph = read_or_explain(file, overrides, deep=True, as_json=as_json)
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
+    return plan_graph(graph, model=model, shape=sizes, svg=svg, as_json=as_json)
+
+
+app.command(checkpoint)
+
+
 def main() -> None:
     """Run the command line and exit."""
     for name, command in registered(COMMANDS).items():
-        if sys.argv[1:2] not in (["run"], ["validate"]):  # do not pay for what is not called
+        if sys.argv[1:2] not in (
+            ["run"],
+            ["validate"],
+            ["plan"],
+        ):  # do not pay for what is not called
             app.command(command.load(), name=name)
     try:
         code = app(exit_on_error=False, print_error=True)
