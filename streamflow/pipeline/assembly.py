@@ -1,6 +1,7 @@
 """From options and cuts to stages that an executor runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,19 @@ class Assembly:
     def clips_network(self) -> bool:
         """Whether updates wait until the gradients of all stages are known."""
         return self.stages[0].defers_updates
+
+    @contextmanager
+    def in_its_modes(self) -> Iterator[None]:
+        """Put every module into the mode in which the network was cut, for what is in flight."""
+        parts = list(self.module.modules())
+        changed = modes(self.module)
+        for part, mode in zip(parts, self.modes, strict=True):
+            part.training = mode
+        try:
+            yield
+        finally:
+            for part, mode in zip(parts, changed, strict=True):
+                part.training = mode
 
     def has_new_modes(self) -> bool:
         """Say whether a module went into training or evaluation mode since the network was cut."""
@@ -157,7 +171,19 @@ def _stage(
         lane=lane,
         allow_nonfinite=options.allow_nonfinite,
         defers_updates=defers_updates,
+        shared_buffers=_shared_buffers(cut, index),
     )
+
+
+def _shared_buffers(cut: Partition, index: int) -> list[str]:
+    """Name the buffers of a stage that other stages use, too."""
+    others = {
+        name
+        for other, part in enumerate(cut.modules)
+        if other != index
+        for name, _ in part.named_buffers()
+    }
+    return [name for name, _ in cut.modules[index].named_buffers() if name in others]
 
 
 def _check_states(cut: Partition, initial: Set) -> None:

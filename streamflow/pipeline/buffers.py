@@ -24,7 +24,7 @@ class Buffers:
         self._places = [
             (owner, key, f"{path}.{key}" if path else key)
             for path, owner in module.named_modules()
-            for key in owner._buffers
+            for key in owner._buffers.keys()  # noqa: SIM118  # a script module's has no iterator
         ]
         self._copies: dict[str, _Copy] = {}
 

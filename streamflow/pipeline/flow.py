@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from streamflow.errors import OptionError, SampleError, StageError
+from streamflow.errors import OptionError, PartitionError, SampleError, StageError
 from streamflow.pipeline import trees
 from streamflow.pipeline.assembly import Assembly, reassemble
 from streamflow.pipeline.devices import await_here, now
@@ -65,7 +65,8 @@ class Flow:
     def drain(self) -> None:
         """Apply every gradient in flight."""
         if self._has_gradients:
-            self._exchange([Drain()], len(self.assembly.stages))
+            with self.assembly.in_its_modes():
+                self._exchange([Drain()], len(self.assembly.stages))
             self._has_gradients = False
 
     def watch(self, record: Callable[[Event], None] | None) -> None:
@@ -148,7 +149,7 @@ class Flow:
 
 
 def _refuse(error: Exception, index: int) -> None:
-    if isinstance(error, OptionError):
+    if isinstance(error, OptionError | PartitionError):
         raise error
     msg = f"inputs: expected samples that the network takes, got {error}; compare shape and dtype"
     raise SampleError(msg, index=index) from error

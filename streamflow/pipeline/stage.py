@@ -1,7 +1,7 @@
 """One stage: a run of layers, and the mathematics of its forward and backward."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streamflow.errors import PartitionError
 from streamflow.pipeline import trees
 from streamflow.pipeline.buffers import Buffers
 from streamflow.pipeline.devices import Lane
@@ -40,9 +41,18 @@ class Held:
     random: Tensor | None = None
 
 
-def call(module: nn.Module, values: tuple[Any, ...], tensors: dict[str, Tensor] | None) -> Any:
-    """Call ``module`` on ``values``, with ``tensors`` in the place of its own of the same names."""
-    args, kwargs = _spread(values[0]) if len(values) == 1 else (values, {})
+def call(
+    module: nn.Module,
+    values: tuple[Any, ...],
+    tensors: dict[str, Tensor] | None = None,
+    *,
+    is_first: bool,
+) -> Any:
+    """Call ``module`` on ``values``, with ``tensors`` in the place of its own of the same names.
+
+    The first stage gets what the caller passed: a tuple or dict is its arguments.
+    """
+    args, kwargs = _spread(values[0]) if is_first else (values, {})
     if tensors:
         return functional_call(module, tensors, args, kwargs)
     return module(*args, **kwargs)
@@ -74,6 +84,7 @@ class Stage:
         lane: Where the stage computes.
         allow_nonfinite: Apply gradients that are not finite instead of skipping them.
         defers_updates: Leave updates to somebody who sees all stages.
+        shared_buffers: Buffers that other stages use, too.
     """
 
     def __init__(
@@ -93,6 +104,7 @@ class Stage:
         lane: Lane,
         allow_nonfinite: bool,
         defers_updates: bool,
+        shared_buffers: Sequence[str],
     ) -> None:
         self.module = module
         self.index = index
@@ -105,6 +117,7 @@ class Stage:
         self.buffers = Buffers(module)
         self._allow_nonfinite = allow_nonfinite
         self.defers_updates = defers_updates
+        self._shared_buffers = shared_buffers
         self._loss = loss
         self._has_target = has_target
         self._lag = lag
@@ -187,10 +200,33 @@ class Stage:
         versions = [tensor._version for tensor in trees.tensors(copied)]
         tensors = {**self.buffers.clone(), **self.states.of(key)}
         with torch.no_grad():
-            outputs = self.randomness.probe(lambda: call(self.module, copied, tensors))
-        written = [tensor._version for tensor in trees.tensors(copied)] != versions
-        self._writes_inputs = self._writes_inputs or written
+            outputs = self.randomness.probe(lambda: self._run(copied, tensors))
+        self._check_shared(tensors)
+        if [tensor._version for tensor in trees.tensors(copied)] != versions:
+            self._check_aliases(values)
+            self._writes_inputs = True
         return outputs
+
+    def _check_shared(self, tensors: dict[str, Tensor]) -> None:
+        """Raise where this stage writes a buffer that others use: when, would be chance."""
+        own = self.buffers.current()
+        for name in self._shared_buffers:
+            if tensors[name]._version or not torch.equal(tensors[name], own[name]):
+                msg = (
+                    f"stages: expected one stage to use a buffer that is written, got {name} "
+                    f"written in stage {self.index} and used in another; cut elsewhere"
+                )
+                raise PartitionError(msg)
+
+    def _check_aliases(self, values: tuple[Any, ...]) -> None:
+        """Raise where a write into one value would be a write into another, too."""
+        storages = [t.untyped_storage().data_ptr() for t in trees.tensors(values)]
+        if self.index and len(set(storages)) < len(storages):
+            msg = (
+                f"stages: expected values before {self.name} of which none is written and a view "
+                "of another, got two that share memory; cut elsewhere, or clone() one of them"
+            )
+            raise PartitionError(msg)
 
     def _leaves(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         leaves: tuple[Any, ...] = trees.as_leaves(values) if self.index else values
@@ -199,7 +235,10 @@ class Stage:
     def _call(self, values: tuple[Any, ...], tensors: dict[str, Tensor] | None = None) -> Any:
         if self._writes_inputs:
             values = trees.map_tensors(torch.Tensor.clone, values)
-        return call(self.module, values, tensors)
+        return self._run(values, tensors)
+
+    def _run(self, values: tuple[Any, ...], tensors: dict[str, Tensor] | None) -> Any:
+        return call(self.module, values, tensors, is_first=self.index == 0)
 
     def _remember(self, held: Held) -> None:
         """Note everything that the sample's backward needs to run the stage again."""

@@ -184,7 +184,7 @@ def test_keys_that_cannot_work_say_so() -> None:
     with learner(recurrent()) as pipe:
         with pytest.raises(SampleError, match="keys: expected one per sample, 2, got 1"):
             pipe.process(inputs, targets, keys=["a"])
-        with pytest.raises(OptionError, match=r"keys: expected str, int.*got tuple"):
+        with pytest.raises(OptionError, match=r"keys: expected str, bytes, int.*got tuple"):
             pipe.infer(inputs, keys=[("a",), ("b",)])
         pipe.process(inputs, targets, keys=torch.tensor([3, 4]))
         assert pipe.state_dict()["recurrent"]["keys"] == [3, 4]
