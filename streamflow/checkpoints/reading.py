@@ -141,6 +141,11 @@ def names(folder: Path) -> list[str]:
     return sorted(found, key=int)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is a checkpoint, maybe a damaged one, and not a folder of them."""
+    return bool(NAME.fullmatch(path.name)) or (path / manifest.NAME).exists()
+
+
 def newest(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint that is whole; None if there is none at all.
 

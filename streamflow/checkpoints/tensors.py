@@ -70,15 +70,18 @@ def write(path: Path, named: Mapping[str, Any]) -> None:
     Raises:
         OSError, safetensors.SafetensorError: It cannot be written.
     """
-    if not any(kind_of(value) == "tensor" for value in named.values()):
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    if any(kind_of(value) == "tensor" for value in named.values()):
+        from safetensors.torch import save_file as save_tensors
+
+        seen: set[int] = set()
+        save_tensors({name: _dense(value, seen) for name, value in named.items()}, path)
+    else:
         from safetensors.numpy import save_file as save_arrays
 
         save_arrays({name: _native(array) for name, array in named.items()}, path)
-        return
-    from safetensors.torch import save_file as save_tensors
-
-    seen: set[int] = set()
-    save_tensors({name: _dense(value, seen) for name, value in named.items()}, path)
+    path.chmod(mode)  # safetensors makes files that only their owner reads
 
 
 def _dense(value: Any, seen: set[int]) -> torch.Tensor:
