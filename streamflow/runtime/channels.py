@@ -18,9 +18,10 @@ closed and empty.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -30,6 +31,7 @@ from streamflow.nodes import Buffer, Overflow
 from streamflow.records import Batch, concatenate
 from streamflow.runtime.acks import Share
 from streamflow.runtime.stats import EdgeStats
+from streamflow.runtime.waiting import load_batch, save_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,16 @@ class Edge:
         self._room.set()
         return parcel
 
+    def hold(self) -> None:
+        """Let what waits count as finished."""
+        for index, (number, parcel) in enumerate(self.parcels):
+            parcel.finish()
+            self.parcels[index] = number, Parcel(parcel.batch)
+
+    def restore(self, batch: Batch) -> None:
+        """Let a batch wait that has waited before, and counts as finished."""
+        self._put(Parcel(batch))
+
     def _room_for(self, batch: Batch) -> int:
         """Return how many records of a batch there is room for; alone there is for one."""
         room = self._most_records - self.records, self._most_bytes - self.size_bytes
@@ -244,6 +256,10 @@ class Inbox:
         self._edges: list[Edge] = []
         self._arrived = anyio.Event()
         self._numbers = count()
+        self.is_holding = False
+        """Whether what must wait for others counts as finished: a checkpoint will keep it."""
+        self.is_suspended = False
+        """Whether edges are closed for now only, so that what waits for them is to be kept."""
 
     def __repr__(self) -> str:
         closed = sum(edge.is_closed for edge in self._edges)
@@ -279,11 +295,30 @@ class Inbox:
             The records; ``None`` when all edges are closed and empty.
         """
         while (parcel := self._take(max_records)) is None:
-            if all(edge.is_closed for edge in self._edges) and not self.records:
+            is_over = all(edge.is_closed for edge in self._edges)
+            if self.is_holding or (is_over and self.is_suspended):
+                self._hold()
+            if is_over and (self.is_suspended or not self.records):
                 return None
             self._arrived = anyio.Event()
             await self._arrived.wait()
         return parcel
+
+    def hold(self, is_holding: bool) -> None:
+        """Let what must wait for others count as finished, or no more."""
+        self.is_holding = is_holding
+        self._wake()
+
+    def _hold(self) -> None:
+        for edge in self._edges:
+            edge.hold()
+
+    def state(self) -> dict[str, Any]:
+        """Return what waits, as a state tree; empty if nothing does."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Let wait what has waited when `state` was called."""
 
     def _take(self, max_records: int) -> Parcel | None:
         """Return the parcels that wait, in order of arrival, as one; ``None`` if there is none."""
@@ -317,12 +352,32 @@ class RoundRobinInbox(Inbox):
         super().__init__(name)
         self._turn = 0
 
+    def state(self) -> dict[str, Any]:
+        """Return what waits and whose turn it is, as a state tree."""
+        waiting = {
+            edge.sender: [save_batch(parcel.batch) for _, parcel in edge.parcels]
+            for edge in self._edges
+        }
+        return {"turn": self._turn, "waiting": waiting}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Let wait what has waited when `state` was called."""
+        self._turn = state["turn"]
+        for edge in self._edges:
+            for batch in state["waiting"][edge.sender]:
+                edge.restore(load_batch(batch))
+
     @property
     def is_ready(self) -> bool:
         """Whether `receive` would return records without waiting."""
         edges = self._edges[self._turn :] + self._edges[: self._turn]
         return next(
-            (bool(edge.records) for edge in edges if edge.records or not edge.is_closed), False
+            (
+                bool(edge.records)
+                for edge in edges
+                if edge.records or not edge.is_closed or self.is_suspended
+            ),
+            False,
         )
 
     def _take(self, max_records: int) -> Parcel | None:
@@ -344,7 +399,7 @@ class RoundRobinInbox(Inbox):
                 left[edge] -= 1
                 turns.append(edge)
                 passed = 0
-            elif edge.is_closed:
+            elif edge.is_closed and not self.is_suspended:
                 passed += 1
             else:
                 break

@@ -47,6 +47,14 @@ class Part(Protocol):
         """Return the node's part of a snapshot; nothing is in flight."""
         ...
 
+    def hold(self, is_holding: bool) -> None:
+        """Let what waits for its turn count as finished, since a snapshot keeps it, or no more."""
+        ...
+
+    def suspend(self) -> None:
+        """Keep what waits for its turn, as the run is to go on later."""
+        ...
+
     def take_commit(self) -> Callable[[], Awaitable[None]]:
         """Take what is finished now, and return what commits it."""
         ...
@@ -183,6 +191,12 @@ class Coordinator:
         await self._save(*await self._collect())
         self._over.set()
 
+    def suspend(self) -> None:
+        """Say that the run stops, to go on later."""
+        self.is_suspended = True
+        for part in self._parts:
+            part.suspend()
+
     async def reached(self, gate: Gate) -> None:
         """Wait until the checkpoint that a gate is due for has been taken."""
         while gate.is_due:
@@ -221,8 +235,12 @@ class Coordinator:
             for gate in self._gates:
                 await closed.enter_async_context(gate.closed())
             for part in self._parts:
+                part.hold(True)
+            for part in self._parts:
                 await part.settled()
             collected = await self._collect()
+            for part in self._parts:
+                part.hold(False)
         self._last = anyio.current_time()
         opened, self._opened = self._opened, anyio.Event()
         opened.set()

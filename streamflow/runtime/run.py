@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -43,6 +43,7 @@ from streamflow.runtime.tasks import (
     SinkTask,
     SourceTask,
     opened_in_thread,
+    waiting_at,
 )
 
 logger = logging.getLogger("streamflow")
@@ -222,7 +223,7 @@ class Run:
     def _stop(self) -> None:
         self._stopping.set()
         if self._coordinator is not None:
-            self._coordinator.is_suspended = True
+            self._coordinator.suspend()
         for task in self._tasks:
             if isinstance(task, SourceTask) and not isinstance(task.reader, Pushable):
                 task.stop()
@@ -337,16 +338,16 @@ def coordinate(
 @asynccontextmanager
 async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterator[Run]:
     """Check the graph, open its nodes, and give the run; see `Graph.open`."""
-    await _check(graph)
+    await check_graph(graph)
     async with (
-        _opened_checkpoints(graph, start, instance) as checkpoints,
+        opened_checkpoints(graph, start, instance) as checkpoints,
         opened_run(graph, checkpoints) as run,
     ):
         yield run
 
 
 @asynccontextmanager
-async def _opened_checkpoints(
+async def opened_checkpoints(
     graph: Graph, start: Start, instance: str
 ) -> AsyncIterator[Checkpointing | None]:
     """Lock the graph's folder of checkpoints, if it has one, and read where to go on.
@@ -417,7 +418,7 @@ async def opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIt
         run._tell_failure()
 
 
-async def _check(graph: Graph) -> None:
+async def check_graph(graph: Graph) -> None:
     """Raise for everything that can be known before any node is opened."""
     problems = [
         Problem((section, name), message)
@@ -464,16 +465,29 @@ def build_tasks(
             tasks[name] = ProcessorTask(node, kind, inboxes[name], context, dead_letters)
         elif isinstance(node, Sink):
             tasks[name] = SinkTask(node, inboxes[name], context, dead_letters)
-    for _, name, node in graph.nodes():
-        if isinstance(node, Receiver):
-            for sender in node.inputs:
-                edge = inboxes[name].edge(sender, node.overflow_of(sender), node.buffer)
-                tasks[sender].outputs.append(edge)
+    _connect(graph, tasks, inboxes, checkpoints.snapshot if checkpoints else None)
     if letter_sink:
         logged = DeadLetters(DEAD_LETTER, None, on_exhausted, graph.failure_budget)
         context = _context(DEAD_LETTER, graph, checkpoints)
         tasks[DEAD_LETTER] = SinkTask(letter_sink, letters, context, logged)
     return list(tasks.values())
+
+
+def _connect(
+    graph: Graph,
+    tasks: Mapping[str, NodeTask],
+    inboxes: Mapping[str, Inbox],
+    snapshot: Snapshot | None,
+) -> None:
+    """Make the edges, with what waits in them where a run goes on."""
+    for _, name, node in graph.nodes():
+        if not isinstance(node, Receiver):
+            continue
+        for sender in node.inputs:
+            edge = inboxes[name].edge(sender, node.overflow_of(sender), node.buffer)
+            tasks[sender].outputs.append(edge)
+        if snapshot is not None and (state := snapshot.states.get(waiting_at(name))):
+            inboxes[name].restore(state)
 
 
 def _gate(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Gate:

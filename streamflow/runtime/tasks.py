@@ -45,6 +45,11 @@ FLUSH_RECORDS = 16 * 1024  # a sink writes before it flushes under constant load
 CALL_SECONDS = 0.05  # a blocking processor should take for one call, so that stopping is quick
 
 
+def waiting_at(node: str) -> str:
+    """Name what waits at a node; no node has such a name."""
+    return f"{node}:waiting"
+
+
 class NodeTask(ABC):
     """Runs one node; knows its outputs, its dead letters and its counters."""
 
@@ -56,6 +61,7 @@ class NodeTask(ABC):
         self.received = 0
         self.sent = 0
         self.coordinator: Coordinator | None = None
+        self._inboxes: tuple[Inbox, ...] = ()
         self._context = context
         self._dead_letters = dead_letters
 
@@ -81,6 +87,21 @@ class NodeTask(ABC):
     async def contribute(self) -> Snapshot:
         """Return the node's part of a checkpoint; nothing is in flight."""
         return Snapshot()
+
+    def hold(self, is_holding: bool) -> None:
+        """Let what waits for its turn count as finished, since a checkpoint keeps it."""
+        for inbox in self._inboxes:
+            inbox.hold(is_holding)
+
+    def suspend(self) -> None:
+        """Keep what waits for its turn, as the run is to go on later."""
+        for inbox in self._inboxes:
+            inbox.is_suspended = True
+
+    def _waiting(self) -> dict[str, dict[str, Any]]:
+        """Return what waits for its turn, as the state of a node of its own."""
+        states = [inbox.state() for inbox in self._inboxes]
+        return {waiting_at(self.name): state for state in states if state}
 
     def take_commit(self) -> Callable[[], Awaitable[None]]:
         """Take what is finished now, and return what commits it."""
@@ -241,6 +262,7 @@ class ProcessorTask(NodeTask):
         self.processor: Processor | None = None
         self._operator = operator
         self._inbox = inbox
+        self._inboxes = (inbox,)
         self._limiter = CapacityLimiter(1) if operator.blocking else None
         self._call_records = 1 if operator.blocking else MAX_RECORDS
 
@@ -268,7 +290,8 @@ class ProcessorTask(NodeTask):
     async def contribute(self) -> Snapshot:
         """Return the processor's state."""
         assert self.processor is not None
-        return Snapshot(states={self.name: await self._call(self.processor.state)})
+        state = await self._call(self.processor.state)
+        return Snapshot(states={self.name: state, **self._waiting()})
 
     async def _process(self, parcel: Parcel) -> None:
         """Process a parcel, in as many calls as keep each short."""
@@ -319,6 +342,7 @@ class SinkTask(NodeTask):
         self.writer: Writer | None = None
         self._sink = sink
         self._inbox = inbox
+        self._inboxes = (inbox,)
         self._unflushed: list[Parcel] = []
 
     def _figures(self) -> dict[str, Any]:
@@ -337,7 +361,7 @@ class SinkTask(NodeTask):
     async def contribute(self) -> Snapshot:
         """Return the mark of the sink."""
         assert self.writer is not None
-        return Snapshot(marks={self.name: await self.writer.mark()})
+        return Snapshot(states=self._waiting(), marks={self.name: await self.writer.mark()})
 
     async def _write(self, writer: Writer, parcel: Parcel) -> None:
         count = len(parcel.batch)

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import anyio
 import pytest
 
+from streamflow.checkpoints import Snapshot
 from streamflow.errors import CheckpointError, ConnectorError, NodeError
 from streamflow.graph import Graph
 from streamflow.nodes import Context, Fetch, Operator, Processed, Processor
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, Rejected
-from streamflow.runtime.checkpoints import Snapshot, cut_fetch
+from streamflow.runtime.checkpoints import cut_fetch
 from streamflow.runtime.run import Checkpointing, opened_run
 from streamflow.testing import Gate, ListSink, ListSource
 
@@ -213,6 +214,57 @@ async def test_streams_merged_in_turn_stop_in_step() -> None:
         {"a": 12, "b": 9},
         {"a": 12, "b": 9},
     ]
+
+
+class Odd(Operator):
+    """Leaves out every third number."""
+
+    type: Literal["odd"] = "odd"
+
+    @contextmanager
+    def open(self, context: Context) -> Iterator[Processor]:
+        yield OddStep()
+
+
+class OddStep(Step):
+    def process(self, batch: Batch) -> Processed:
+        kept = [index for index, value in enumerate(batch.rows()) if value % 3]
+        return Processed(batch.select(kept) if kept else None)
+
+
+def in_turn(out: ListSink, *, error_at: int | None = None) -> Graph:
+    """Merge two streams in turn, of which one has lost records before."""
+    return Graph(
+        name="turns",
+        checkpoint={"path": "nowhere", "every": 4},
+        sources={
+            "a": ListSource(values=tuple(range(30)), batch_size=5),
+            "b": ListSource(values=tuple(range(100, 119)), batch_size=2),
+        },
+        operators={
+            "odd": Odd(inputs=("a",)),
+            "sums": Sums(inputs=("odd", "b"), merge="round_robin", error_at=error_at),
+        },
+        sinks={"out": out},
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_what_waits_for_its_turn_is_part_of_a_checkpoint(seed: int) -> None:
+    chance = random.Random(seed)
+    whole, broken = ListSink(inputs=("sums",)), ListSink(inputs=("sums",))
+    snapshots = await run_to_end(in_turn(whole))
+    assert any(
+        batches for s in snapshots for batches in s.states["sums:waiting"]["waiting"].values()
+    )
+    taken: list[Snapshot] = []
+    for _ in range(5):
+        error_at = chance.choice([*range(30), *range(100, 119)])
+        with suppress(NodeError):
+            start = taken[-1] if taken else None
+            await run_to_end(in_turn(broken, error_at=error_at), start, taken)
+    await run_to_end(in_turn(broken), taken[-1] if taken else None, taken)
+    assert broken.probe.values == whole.probe.values
 
 
 def test_cutting_a_fetch_keeps_places_and_ends() -> None:
