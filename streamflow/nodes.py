@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,6 +26,9 @@ from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.records import Batch, Partition, Place, Rejected
 from streamflow.sizes import SizeField
 from streamflow.validation import problems_of
+
+if TYPE_CHECKING:
+    from streamflow.codecs import Codec
 
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest", "fail"]
 """What happens when more records come to an edge than it has room for."""
@@ -95,6 +98,21 @@ class Source(Node):
     def rereads(self) -> bool:
         """Whether it can go on at the positions of a checkpoint, which may lie before its own."""
         return False
+
+    def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec | None:
+        """Return what decodes again the bytes of a record that stood at ``position``.
+
+        Args:
+            folder: Where relative paths start.
+            position: As output records and dead letters show it.
+
+        Returns:
+            ``None`` if records come without bytes, so that dead letters hold their values.
+
+        Raises:
+            ConnectorError: What it takes, such as the header of a csv file, is gone.
+        """
+        return None
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
         """Connect, and give a reader until the context is left."""
@@ -206,6 +224,10 @@ class Sink(Receiver):
     def cuts_back(self) -> bool:
         """Whether what it wrote after a checkpoint is gone when a run goes on from there."""
         return False
+
+    def adding(self) -> Sink:
+        """Return the sink as one that adds to what it has written in earlier runs."""
+        return self
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
         """Connect, and give a writer until the context is left."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -10,10 +11,11 @@ from typing import Literal
 from anyio import to_thread
 from pydantic import Field, model_validator
 
-from streamflow.codecs import CsvFormat, FileFormatField, Format, named_format
+from streamflow.codecs import Codec, CsvFormat, FileFormatField, Format, named_format
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Context, Declaration, Reader, Sink, Source, Writer
 from streamflow.plugins import FORMATS, registered
+from streamflow_connectors.file_headers import csv_codec, has_header, read_header
 from streamflow_connectors.file_reader import FileReader, find_paths
 from streamflow_connectors.file_writer import FileWriter, open_writer
 
@@ -65,6 +67,28 @@ class FileSource(FileOptions, Source):
         """Whether it can go on at a checkpoint: files can, pipes cannot."""
         return _may_be_file(self.path)
 
+    def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec:
+        """Return what decodes again the row that stood at ``position``.
+
+        Raises:
+            ConnectorError: The file, whose first row names the columns, is gone.
+        """
+        declared = self.resolved_format
+        if not has_header(declared):
+            return declared.line_codec()
+        path = str(position.get("path", self.path))
+        found = "none"
+        try:
+            if (header := read_header(folder / path, declared)) is not None:
+                return csv_codec(declared, header)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            found = getattr(error, "strerror", None) or str(error)
+        message = (
+            f"{path}: expected the row that names the columns, found {found}; bring the file back, "
+            f"or name them as fields of the format"
+        )
+        raise ConnectorError(message)
+
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[Reader]:
         """Find the files; give a reader that opens one after the other.
@@ -113,6 +137,10 @@ class FileSink(FileOptions, Sink):
                 await writer.aclose()
             raise
         await writer.aclose()
+
+    def adding(self) -> FileSink:
+        """Return the sink as one that adds to the file."""
+        return self.model_copy(update={"mode": "append"})
 
     def _writer(self, context: Context) -> FileWriter:
         is_appended = self.mode == "append"

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from streamflow.codecs import CsvFormat, FormatField, JsonFormat
+from streamflow.codecs import Codec, CsvFormat, FormatField, JsonFormat
 from streamflow.errors import Problem
 from streamflow.nodes import Context, Reader, Sink, Source, Writer
 from streamflow.plugins import missing_packages
@@ -89,6 +89,10 @@ class KafkaSource(Connection, Source):
     def rereads(self) -> bool:
         """Whether it can go on at the positions of a checkpoint: as long as the topic has them."""
         return True
+
+    def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec:
+        """Return what decodes again the value that stood at ``position``."""
+        return self.format.codec()
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
         """Connect, and give a reader until the context is left.
@@ -251,6 +255,10 @@ class KafkaSink(Connection, Sink):
             "instance": socket.gethostname(),
         }
         return (self.transactional_id or DEFAULT_ID).format_map(parts)
+
+    def adding(self) -> KafkaSink:
+        """Return the sink as one that writes whatever comes, also what it may have written."""
+        return self.model_copy(update={"delivery": "at_least_once"})
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
         """Connect, and give a writer until the context is left.

@@ -136,6 +136,9 @@ def plan(
 app.command(checkpoint)
 
 
+app.command("streamflow.cli.dead_letters:app", name="dlq", help="List, show and replay dead letters.")
+
+
 def main() -> None:
     """Run the command line and exit."""
     for name, command in registered(COMMANDS).items():
@@ -143,6 +146,7 @@ def main() -> None:
             ["run"],
             ["validate"],
             ["plan"],
+            ["dlq"],
         ):  # do not pay for what is not called
             app.command(command.load(), name=name)
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from streamflow.errors import FailureBudgetError
 from streamflow.graph import FailureBudget
-from streamflow.records import Batch, Rejected
+from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.acks import Share
 from streamflow.runtime.channels import Edge, Parcel
 
@@ -128,16 +129,47 @@ class DeadLetters:
             self._edge.close()
 
 
+@dataclass(frozen=True, slots=True)
+class RetriedPartition(Partition):
+    """Where records stood that were dead letters and are tried again.
+
+    Attributes:
+        attempts: How often they have been tried before.
+    """
+
+    attempts: int = 0
+
+
 def _letters(batch: Batch, causes: Sequence[str], node: str) -> Batch:
-    """Return dead letters, one for each record; of a source without bytes they hold the value."""
+    """Return dead letters, one for each record, with all that it takes to try it again."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    empty: Sequence[None] = [None] * len(batch)
     return batch.with_values(
         {
-            "original": list(batch.originals or batch.rows()),
+            "original": _originals(batch),
             "cause": list(causes),
             "node": [node] * len(batch),
-            "attempts": [1] * len(batch),
+            "attempts": list(map(_attempts, batch.partitions)),
             "position": batch.positions(),
             "time": [now] * len(batch),
+            "source": [partition.source for partition in batch.partitions],
+            "key": list(batch.keys or empty),
+            "timestamp_ms": list(batch.timestamps_ms or empty),
+            "headers": [list(headers or ()) for headers in batch.headers or empty],
         }
     )
+
+
+def _originals(batch: Batch) -> list[Any]:
+    """Return the bytes that each record was decoded from; its value where there are none."""
+    if batch.originals is None:
+        return list(batch.rows())
+    if all(batch.originals):
+        return list(batch.originals)
+    # Where a stream with bytes is merged with one without, those without have empty ones.
+    return [original or row for original, row in zip(batch.originals, batch.rows(), strict=True)]
+
+
+def _attempts(partition: Partition) -> int:
+    """Return how often a record has been tried, this time included."""
+    return 1 + (partition.attempts if isinstance(partition, RetriedPartition) else 0)

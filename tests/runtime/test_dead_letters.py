@@ -146,6 +146,10 @@ async def test_a_letter_says_what_was_rejected_where_when_and_why(has_bytes: boo
         "node": "parse",
         "attempts": 1,
         "position": {"offset": 1},
+        "source": "source",
+        "key": None,
+        "timestamp_ms": None,
+        "headers": [],
     }
     assert not ledger.is_idle  # until the letter is delivered
     parcel.finish()
