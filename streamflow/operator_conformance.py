@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from streamflow.checkpoints.trees import decode, encode
 from streamflow.conformance import make_batch
+from streamflow.errors import CheckpointError
 from streamflow.nodes import Context, Operator, Processed, Processor
-
-Fallback: TypeAlias = Callable[[Any, str], Any]
-"""Packs a value that no state may hold, or raises; gets the value and where it stands."""
+from streamflow.records import Record
 
 
 def check_operator(
@@ -50,117 +51,94 @@ def _check_cut(
     with make().open(context) as processor:
         _process(processor, values[:cut], 0)
         state = processor.state()
-        packed = _pack_state(state)
-        again = _pack_state(processor.state())
-        assert again == packed, f"{where} an equal state when asked again, found {again}"
+        packed = _pack(state)
+        again = _pack(processor.state()).bits
+        assert again == packed.bits, f"{where} an equal state when asked again, found {again}"
         whole = _go_on(processor, values, cut)
-        kept = _pack_state(state)
-        assert kept == packed, f"{where} a copy, found a state that changes as records go by"
+        kept = _pack(state).bits
+        assert kept == packed.bits, f"{where} a copy, found a state that changes as records go by"
     with make().open(context) as processor:
-        unpacked = _unpack(json.loads(packed))
+        unpacked = packed.unpack()
         processor.restore(unpacked)
-        again = _pack_state(processor.state())
-        assert again == packed, f"{where} the restored state, found another one: {again}"
+        again = _pack(processor.state()).bits
+        assert again == packed.bits, f"{where} the restored state, found another one: {again}"
         resumed = _go_on(processor, values, cut)
-        kept = _pack_state(unpacked)
-        assert kept == packed, f"{where} restore to leave the state alone, found it changed"
+        kept = _pack(unpacked).bits
+        assert kept == packed.bits, f"{where} restore to leave the state alone, found it changed"
     for expected, found in zip(whole, resumed, strict=True):
         assert found == expected, f"{where} {expected}, found {found} with the state restored"
 
 
 def _process(processor: Processor, values: Sequence[Any], start: int) -> list[str]:
-    return _shown(processor.process(make_batch(values, start))) if values else []
+    return _told(processor.process(make_batch(values, start))) if values else []
 
 
 def _go_on(processor: Processor, values: Sequence[Any], start: int) -> list[str]:
     """Return what becomes of the values from ``start``, the state after them, and what follows."""
     outputs = _process(processor, values[start:], start)
-    return [*outputs, _pack_state(processor.state()), *_shown(processor.end())]
+    return [*outputs, _pack(processor.state()).bits, *_told(processor.end())]
 
 
-def _shown(processed: Processed) -> list[str]:
+def _told(processed: Processed) -> list[str]:
     """Return output and rejected records as text that tells every bit."""
-    rejected = processed.rejected
-    return [
-        json.dumps(_pack([*map(_fields, batch.records())] if batch else None, "", _by_repr))
-        for batch in (processed.batch, rejected and rejected.batch)
-    ] + [repr(rejected and list(rejected.causes))]
+    good, rejected = processed.batch, processed.rejected
+    batches = (good, rejected and rejected.batch)
+    records = [record for batch in batches if batch for record in batch.records()]
+    return [*map(_record_bits, records), repr(rejected and list(rejected.causes))]
 
 
-def _fields(record: Any) -> list[Any]:
-    return [record.value, record.key, record.timestamp_ms, record.headers, record.position]
+def _record_bits(record: Record) -> str:
+    parts = [record.value, record.key, record.timestamp_ms, record.headers, record.position]
+    try:
+        return _encoded(parts).bits
+    except CheckpointError:  # records may hold anything
+        return repr(record)
 
 
-def _pack_state(state: Any) -> str:
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A tree as checkpoints hold it.
+
+    Attributes:
+        json: What JSON can hold of it.
+        tensors: Copies of its tensors and arrays.
+        bits: All of it as text.
+    """
+
+    json: str
+    tensors: Mapping[str, Any]
+    bits: str
+
+    def unpack(self) -> Any:
+        """Return the tree, made anew."""
+        return decode(json.loads(self.json), lambda name, _: deepcopy(self.tensors[name]))
+
+
+def _pack(state: Any) -> _Packed:
     assert type(state) is dict, f"expected state() to return a dict, found {state!r}"
-    return json.dumps(_pack(state, "state", _refuse))
+    try:
+        return _encoded(state)
+    except CheckpointError as error:
+        raise AssertionError(str(error)) from error
 
 
-def _refuse(value: Any, where: str) -> Any:
-    message = (
-        f"{where}: expected a dict with text as keys, list, tuple, str, int, float, bool, None, "
-        f"bytes, torch.Tensor or numpy.ndarray, found {value!r} of {type(value)}"
-    )
-    raise AssertionError(message)
+def _encoded(tree: Any) -> _Packed:
+    encoded = encode(tree, where="state")
+    text = json.dumps(encoded.json)
+    tensors = {name: _copied(value) for name, value in encoded.tensors.items()}
+    bits = [f"{name}: {_tensor_bits(value)}" for name, value in tensors.items()]
+    return _Packed(text, tensors, "; ".join([text, *bits]))
 
 
-def _by_repr(value: Any, where: str) -> Any:
-    return {"repr": repr(value)}
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value.detach().clone()
 
 
-def _pack(tree: Any, where: str, fallback: Fallback) -> Any:
-    """Return a tree as JSON holds it, from which `_unpack` makes it anew."""
-    kind = type(tree)
-    if tree is None or kind in (bool, int, str) or (kind is float and math.isfinite(tree)):
-        return tree
-    if kind is dict and all(type(key) is str for key in tree):
-        items = ((key, _pack(value, f"{where}.{key}", fallback)) for key, value in tree.items())
-        return {"dict": dict(items)}
-    if kind in (list, tuple):
-        parts = [_pack(part, f"{where}[{i}]", fallback) for i, part in enumerate(tree)]
-        return parts if kind is list else {"tuple": parts}
-    if kind is float:
-        return {"float": repr(tree)}
-    if kind is bytes:
-        return {"bytes": tree.hex()}
-    if kind is np.ndarray and not tree.dtype.hasobject:
-        return {"array": [tree.dtype.str, list(tree.shape), tree.tobytes().hex()]}
-    torch = sys.modules.get("torch")  # without it there can be no tensor
-    if torch and kind is torch.Tensor:
-        content = tree.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        dtype = str(tree.dtype).removeprefix("torch.")
-        return {"tensor": [dtype, list(tree.shape), content.tobytes().hex()]}
-    return fallback(tree, where)
-
-
-def _unpack(packed: Any) -> Any:
-    if type(packed) is list:
-        return list(map(_unpack, packed))
-    if type(packed) is not dict:
-        return packed
-    ((kind, content),) = packed.items()
-    return _UNPACK[kind](content)
-
-
-def _unpack_array(content: list[Any]) -> Any:
-    dtype, shape, data = content
-    return np.frombuffer(bytes.fromhex(data), dtype).reshape(shape).copy()
-
-
-def _unpack_tensor(content: list[Any]) -> Any:
-    torch = sys.modules["torch"]
-    dtype, shape, data = content
-    tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-    own_bytes = torch.from_numpy(np.frombuffer(bytes.fromhex(data), np.uint8).copy())
-    tensor.reshape(-1).view(torch.uint8).copy_(own_bytes)
-    return tensor
-
-
-_UNPACK: dict[str, Callable[[Any], Any]] = {
-    "dict": lambda items: {key: _unpack(value) for key, value in items.items()},
-    "tuple": lambda parts: tuple(map(_unpack, parts)),
-    "float": float,
-    "bytes": bytes.fromhex,
-    "array": _unpack_array,
-    "tensor": _unpack_tensor,
-}
+def _tensor_bits(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        content, dtype = value, value.dtype.str
+    else:
+        torch = sys.modules["torch"]  # whoever made a tensor has imported it
+        content = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        dtype = str(value.dtype)
+    return f"{dtype} {tuple(value.shape)} {content.tobytes().hex()}"

@@ -149,16 +149,15 @@ def test_the_check_finds(step: Callable[[], Any], complaint: str) -> None:
     [
         {1: "one"},
         {1, 2},
-        np.float32(1),
         np.array([None]),
         Counter("ab"),
-        torch.nn.Parameter(torch.zeros(1)),
+        torch.eye(2).to_sparse(),
         Sums,
     ],
 )
 def test_the_check_finds_what_no_state_may_hold(content: Any) -> None:
     step = type("HoldsIt", (Holds,), {"content": content})
-    with pytest.raises(AssertionError, match=r"state\.parts\[0\]\.odd: expected a dict with text"):
+    with pytest.raises(AssertionError, match=r"state\.parts\.0\.odd: expected .*, found"):
         check(step)
 
 
@@ -167,7 +166,7 @@ def test_the_check_finds_what_no_state_may_hold(content: Any) -> None:
     [
         (1, [2.5, (None, True)], {"a": b"\xff\x00", "": "ü\ud800"}),
         [float("inf"), -0.0, 2**80, 5e-324],
-        [np.zeros((0, 3), np.int8), np.array(1.5), np.array([1, 2], ">i2"), np.array(["a", "bc"])],
+        [np.zeros((0, 3), np.int8), np.array(1.5), np.array([1, 2], ">i2")],
         [torch.zeros(2, 0), torch.tensor(True), torch.ones(2, 3, dtype=torch.bfloat16).T],
         [torch.tensor([1 + 2j]), torch.tensor(-7)],
     ],
