@@ -19,16 +19,23 @@ _INTEGER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _MOST_DIGITS: Final = 300
 """Of a number that is surely finite as a float and not too long for int()."""
 
+_LONGEST: Final = 4000
+"""Of an integer's text; Python refuses to read or write one that is a little longer."""
+
+_LARGEST: Final = 10**_LONGEST
+
 
 def read_cell(text: str) -> int | float | str | None:
     """Return what a cell means: nothing if it is empty, a number if it is one, else its text.
 
     A number is an optional sign and decimal digits, with a point or an exponent or without; spaces
-    around it do not count. Words such as ``nan``, numbers too large for a float, and digits grouped
-    by underscores stay text.
+    around it do not count. Words such as ``nan``, numbers too large for a float or of thousands of
+    digits, and digits grouped by underscores stay text.
     """
     if not text:
         return None
+    if len(text) > _LONGEST:
+        return text
     try:
         number = float(text)
     except ValueError:
@@ -56,7 +63,12 @@ def write_cell(value: Any) -> str | int | float | None:
         ValueError: The value has no such notation.
         TypeError: Likewise.
     """
-    if value is None or type(value) is int or (type(value) is float and math.isfinite(value)):
+    if value is None or (type(value) is float and math.isfinite(value)):
+        return value
+    if type(value) is int:
+        if abs(value) >= _LARGEST:
+            message = f"an integer of more than {_LONGEST} digits"
+            raise ValueError(message)
         return value
     if isinstance(value, str):
         value.encode()  # raises if it holds half of a surrogate pair

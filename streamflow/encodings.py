@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
@@ -16,6 +18,8 @@ _TENSOR_DTYPES: Final = frozenset(
     {"|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8"}
     | {"<f2", "<f4", "<f8", "<c8", "<c16"}
 )
+
+_MOST_EMPTY_ROWS: Final = 2**16
 
 
 def dump_json(value: Any) -> bytes:
@@ -86,6 +90,11 @@ def _load_extension(code: int, data: bytes) -> Any:
     dtype, shape, elements = msgpack.unpackb(data)
     if dtype not in _TENSOR_DTYPES:
         message = f"an array of the unknown dtype {dtype!r}"
+        raise ValueError(message)
+    # An empty array may have any number of rows without a byte in them, but not as lists.
+    num_rows = math.prod(takewhile(bool, shape))
+    if min(shape, default=0) < 0 or num_rows > max(len(elements), _MOST_EMPTY_ROWS):
+        message = f"an array of the impossible shape {shape}"
         raise ValueError(message)
     return np.frombuffer(elements, dtype).reshape(shape).copy()
 

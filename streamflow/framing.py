@@ -7,6 +7,7 @@ never decodes, so a payload that turns out to be bad still has its original byte
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final, Protocol
@@ -51,6 +52,7 @@ class LineSplitter:
         self._is_text = is_text
         self._is_first = True
         self._parts: list[bytes] = []
+        self._size = 0
 
     @property
     def rest(self) -> bytes:
@@ -61,10 +63,12 @@ class LineSplitter:
         """Return the lines that ``data`` completes."""
         if b"\n" not in data:
             self._parts.append(data)
-            check_payload_size(sum(map(len, self._parts)))
+            self._size += len(data)
+            check_payload_size(self._size)
             return []
         lines = b"".join([*self._parts, data]).split(b"\n")
         self._parts = [lines.pop()]
+        self._size = len(self._parts[0])
         return self._clean(lines)
 
     def end(self) -> list[bytes]:
@@ -79,7 +83,7 @@ class LineSplitter:
         if self._is_first:
             self._is_first = False
             lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
-        return [line for line in lines if line not in (b"", b"\r")]
+        return _without_empty(lines)
 
 
 class CsvSplitter:
@@ -90,11 +94,13 @@ class CsvSplitter:
     """
 
     def __init__(self, *, delimiter: str, quotechar: str) -> None:
-        self._delimiter = delimiter
-        self._quotechar = quotechar
+        self._quote = quotechar.encode()
+        self._quotes = _Quotes(delimiter, quotechar)
         self._lines = LineSplitter(is_text=False)
         self._is_first = True
-        self._open: list[bytes] = []
+        self._open: list[bytes] = []  # of the row that is not ended
+        self._open_bytes = 0
+        self._field_size = 0  # of the field that is not ended
 
     @property
     def rest(self) -> bytes:
@@ -103,54 +109,99 @@ class CsvSplitter:
 
     def split(self, data: bytes) -> list[bytes]:
         """Return the rows that ``data`` completes."""
-        return self._rows(self._lines.split(data), at_end=False)
+        check_payload_size(self._open_bytes)
+        return self._rows(self._lines.split(data))
 
     def end(self) -> list[bytes]:
         """Return the rows that the end of the file completes."""
-        return self._rows(self._lines.end(), at_end=True)
+        rows = self._rows(self._lines.end())
+        rest, self._open = self._open, []
+        return rows + _without_empty(rest)
 
-    def _rows(self, lines: list[bytes], *, at_end: bool) -> list[bytes]:
+    def _rows(self, lines: list[bytes]) -> list[bytes]:
         if self._is_first and lines:
             self._is_first = False
             lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
-        quote = self._quotechar.encode()
-        if self._open or any(quote in line for line in lines):
-            lines, self._open = self._open + lines, []
-            lines = list(self._joined(lines, at_end=at_end))
-        return [line for line in lines if line not in (b"", b"\r")]
+        if self._open or any(self._quote in line for line in lines):
+            lines = self._joined(lines)
+        return _without_empty(lines)
 
-    def _joined(self, lines: list[bytes], *, at_end: bool) -> Iterator[bytes]:
-        """Yield rows; keep the lines of one that is still open."""
-        start = 0
-        while start < len(lines):
-            try:
-                for stop in self._stops(lines, start, at_end=at_end):
-                    yield b"\n".join(lines[start:stop])
-                    start = stop
-            except csv.Error:
-                yield lines[start]
-                start += 1
+    def _joined(self, lines: list[bytes]) -> list[bytes]:
+        """Return rows; keep the lines of one that is still open."""
+        rows: list[bytes] = []
+        for line in lines:
+            if self._open:
+                if self._goes_on(line, rows):
+                    continue
+                # Whichever of these lines a row begins at, it would come to the same field.
+                rows += self._open
+                self._open, self._open_bytes = [], 0
+            if self._quote not in line or (opened := self._quotes.opened(line)) is None:
+                rows.append(line)
             else:
-                self._open = lines[start:]
-                return
+                self._open, self._open_bytes, self._field_size = [line], len(line), opened
+        return rows
 
-    def _stops(self, lines: list[bytes], start: int, *, at_end: bool) -> Iterator[int]:
-        """Yield where each row that begins in ``lines[start:]`` stops, up to one still open."""
-        is_exhausted = False
+    def _goes_on(self, line: bytes, rows: list[bytes]) -> bool:
+        """Take a line into the open row, unless that makes its field longer than one may be."""
+        close = self._quotes.closing(line) if self._quote in line else len(line)
+        self._field_size += 1 + self._quotes.size(line[:close])
+        if self._field_size > csv.field_size_limit():
+            return False
+        self._open.append(line)
+        self._open_bytes += 1 + len(line)
+        if close == len(line):
+            return True
+        opened = self._quotes.opened(line, close)
+        if opened is None:
+            rows.append(b"\n".join(self._open))
+            self._open, self._open_bytes = [], 0
+        else:
+            self._field_size = opened
+        return True
 
-        def texts() -> Iterator[str]:
-            nonlocal is_exhausted
-            for line in lines[start:]:
-                yield line.decode("latin-1")  # every byte decodes, and only ASCII has a meaning
-            is_exhausted = True
 
-        reader = csv.reader(texts(), delimiter=self._delimiter, quotechar=self._quotechar)
-        for _ in reader:
-            if is_exhausted:  # the reader asked for more within this row
-                if at_end:
-                    raise csv.Error
-                return
-            yield start + reader.line_num
+class _Quotes:
+    """Where quoted fields end and begin within a line, as the csv module reads it."""
+
+    def __init__(self, delimiter: str, quotechar: str) -> None:
+        delimiter, quote = re.escape(delimiter), re.escape(quotechar)
+        body = f"[^{quote}]*+(?:{quote}{quote}[^{quote}]*+)*+"
+        plain = f"[^{delimiter}\r]*+"  # a quote that does not begin a field is text
+        cell = f"(?:{quote}{body}{quote}{plain}|(?!{quote}){plain})"
+        self._doubled = 2 * quotechar.encode()
+        self._body = re.compile(body.encode())
+        self._row = re.compile(f"{cell}(?:{delimiter}{cell})*+".encode())
+        self._rest = re.compile(f"{quote}{plain}(?:{delimiter}{cell})*+".encode())
+
+    def opened(self, line: bytes, close: int | None = None) -> int | None:
+        """Return the size of the field that is open at the end of a line, None if none is.
+
+        Args:
+            line: The line.
+            close: Where a field ends that was open before it.
+        """
+        match = self._row.match(line) if close is None else self._rest.match(line, close)
+        if match is None:
+            return self.size(line[1:])
+        stop = match.end()  # at the end, at a carriage return, or at a delimiter and a quote
+        if stop == len(line) or line.startswith(b"\r", stop):
+            return None
+        return self.size(line[stop + 2 :])
+
+    def closing(self, line: bytes) -> int:
+        """Return where in a line a field ends that was open before it; its length if nowhere."""
+        match = self._body.match(line)
+        assert match is not None
+        return match.end()
+
+    def size(self, text: bytes) -> int:
+        """Return the size of a part of a quoted field."""
+        return len(text) - text.count(self._doubled)
+
+
+def _without_empty(lines: list[bytes]) -> list[bytes]:
+    return [line for line in lines if line not in (b"", b"\r")]
 
 
 class MsgpackSplitter:

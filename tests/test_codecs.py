@@ -158,7 +158,16 @@ def test_msgpack_keeps_arrays(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [["<f4", [3], b"\0" * 8], ["O", [1], b"\0" * 8], ["<f4", [-1, 0], b""], ["<f4"], 5]
+    "parts",
+    [
+        ["<f4", [3], b"\0" * 8],
+        ["O", [1], b"\0" * 8],
+        ["<f4", [-1, 0], b""],
+        ["<f4", [-1], b"\0" * 8],
+        ["<f4", [2**40, 0], b""],
+        ["<f4"],
+        5,
+    ],
 )
 def test_a_damaged_array_has_a_cause(parts: Any) -> None:
     payload = msgpack.packb(msgpack.ExtType(1, msgpack.packb(parts)))

@@ -35,8 +35,8 @@ MOST_BYTES: Final = 2**20
 """Of one batch, unless a single record is longer."""
 
 _CHUNK_BYTES: Final = 2**16
-_MOST_SKIPPED_CHUNKS: Final = 64
-"""Read in one go where rows are left out, so that a reader which is cancelled ends soon."""
+_MOST_CHUNKS: Final = 64
+"""Read in one go where no batch gets full, so that a reader which is cancelled ends soon."""
 
 
 def find_paths(path: str, context: Context) -> list[str]:
@@ -196,7 +196,9 @@ class _OpenFile:
             if self._needs_data():
                 self._gather()
         else:
-            while not self._is_full() and not self._has_all and self._fault is None:
+            for _ in range(_MOST_CHUNKS):
+                if self._is_full() or self._has_all or self._fault is not None:
+                    break
                 self._gather()
         if not self._payloads and self._fault is not None:
             raise self._fault
@@ -218,7 +220,7 @@ class _OpenFile:
 
     def _skip(self) -> None:
         """Leave out rows that an earlier run has finished, without decoding them."""
-        for _ in range(_MOST_SKIPPED_CHUNKS):
+        for _ in range(_MOST_CHUNKS):
             self._gather()
             count = min(self._start - self._next, len(self._payloads))
             del self._payloads[:count]
