@@ -136,7 +136,7 @@ def plan(
 app.command(checkpoint)
 
 
-app.command("streamflow.cli.dead_letters:app", name="dlq", help="List, show and replay dead letters.")
+app.command("streamflow.cli.dead_letters:app", name="dlq", help="Dead letters: list, show, replay.")
 
 
 def main() -> None:

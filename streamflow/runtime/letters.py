@@ -188,4 +188,6 @@ def _letter(number: int, value: Any, layout: Format) -> Letter | Damaged:
 
 
 def _headers(pairs: Sequence[Sequence[Any]], is_text: bool) -> Headers:
-    return tuple((str(name), b64decode(item) if is_text else item) for name, item in pairs)
+    return tuple(
+        (str(name), b64decode(item, validate=True) if is_text else item) for name, item in pairs
+    )
