@@ -215,6 +215,14 @@ def test_diff_measures_any_numbers(
     )
 
 
+def test_diff_sees_shapes_that_long_tensors_do_not_print(tmp_path: Path, command: Command) -> None:
+    with open_store(tmp_path, identity=IDENTITY, keep=2) as store:
+        for length in (2000, 3000):
+            store.write(Snapshot(states={"m": {"a": torch.zeros(length)}}))
+    _, out, _ = command("diff", tmp_path / "00000001", tmp_path / "00000002")
+    assert "m.a: float32 (2000) -> float32 (3000)" in out
+
+
 def test_verify_exits_with_1_for_damage(folder: Path, command: Command) -> None:
     assert command("verify", folder) == (0, "00000001: ok\n00000002: ok\n", "")
     path = folder / "00000001" / "count.safetensors"
@@ -287,6 +295,11 @@ def test_weights_that_cannot_be_written_are_no_weights(
     code, _, error = command("export", folder, "--output", tmp_path / "none" / "w.safetensors")
     assert code == 1
     assert "expected to write weights, found: no such file" in error
+    (tmp_path / "taken").mkdir()
+    code, _, error = command("export", folder, "--output", tmp_path / "taken")
+    assert code == 1
+    assert "expected to write weights, found: is a directory" in error
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["kept", "taken"]
 
 
 def test_a_state_that_safetensors_cannot_hold_is_named(tmp_path: Path, command: Command) -> None:
