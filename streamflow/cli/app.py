@@ -147,6 +147,7 @@ def main() -> None:
             ["validate"],
             ["plan"],
             ["dlq"],
+            ["checkpoint"],
         ):  # do not pay for what is not called
             app.command(command.load(), name=name)
     try:

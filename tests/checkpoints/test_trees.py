@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
@@ -80,6 +80,7 @@ states = st.recursive(
 
 
 @given(state=st.dictionaries(keys, states, max_size=4))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of the machine, not ours
 def test_a_tree_comes_back_as_it_was(
     state: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
