@@ -256,7 +256,7 @@ def test_a_cut_without_a_drain_would_be_another_result() -> None:
         assert processor.report()["updates"] != before
 
 
-@pytest.mark.parametrize("name", ["classification", "forecast"])
+@pytest.mark.parametrize("name", ["classification", "forecast", "milestones", "recurrent"])
 def test_models_pass_the_public_check(name: str) -> None:
     declared, make_rows, has_keys = STREAMS[name]
     rows = spoil(make_rows(), Random(5))
