@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from torch import fx, nn
+from torch import nn
 
 from streamflow.errors import PartitionError
-from streamflow.pipeline.partition import Trace, first_module, partition, trace_layers
+from streamflow.pipeline.partition import first_module, partition, trace_layers
+from streamflow.pipeline.ties import free_layers
+from streamflow.pipeline.tracing import Trace
 
 
 def layer_names(
@@ -21,12 +23,9 @@ def layer_names(
         PartitionError: The network cannot be traced.
     """
     trace = trace_layers(module)
-    called = [node.target for node in trace.graph.nodes if node.op == "call_module"]
-    names = list(dict.fromkeys(map(str, called)))
-    tied = _spans(module, trace, state)
-    free = [name for name in names[1:] if not _is_within(trace.starts[name], tied)]
-    named = _with_cuts(trace, _workable(module, free), cuts)
-    return [names[0] if names else first_module(module), *(cuts if named is None else named)]
+    free = free_layers(module, trace, state)
+    named = _with_cuts(trace, _workable(module, free[1:]), cuts)
+    return [*(free[:1] or [first_module(module)]), *(cuts if named is None else named)]
 
 
 def _with_cuts(trace: Trace, names: Sequence[str], cuts: Sequence[str]) -> list[str] | None:
@@ -34,31 +33,6 @@ def _with_cuts(trace: Trace, names: Sequence[str], cuts: Sequence[str]) -> list[
     cut_at = {trace.starts.get(cut): cut for cut in cuts}
     found = [cut_at.get(trace.starts[name], name) for name in names]
     return found if set(cuts) <= set(found) else None
-
-
-def _is_within(start: int, spans: Sequence[tuple[int, int]]) -> bool:
-    return any(first < start <= last for first, last in spans)
-
-
-def _spans(module: nn.Module, trace: Trace, state: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the first and last use of all tensors that must stay in one stage."""
-    spans: dict[int, tuple[int, int]] = {}
-    positions = {node: position for position, node in enumerate(trace.graph.nodes)}
-    for node, position in positions.items():
-        for tensor in _tensors(module, node, state):
-            first, last = spans.get(tensor, (position, position))
-            spans[tensor] = (min(first, position), max(last, position))
-    return list(spans.values())
-
-
-def _tensors(module: nn.Module, node: fx.Node, state: Sequence[str]) -> list[int]:
-    """Return the identities of the tensors that a call, or code around it, uses."""
-    if node.op == "call_module":
-        part = module.get_submodule(str(node.target))
-        return [id(tensor) for tensor in (*part.parameters(), *part.buffers())]
-    read = [n for n in node.all_input_nodes if n.op == "get_attr"]
-    named = {**dict(module.named_parameters()), **{name: module.get_buffer(name) for name in state}}
-    return [id(named[str(n.target)]) for n in read if str(n.target) in named]
 
 
 def _workable(module: nn.Module, names: list[str]) -> list[str]:

@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 
 from streamflow.errors import PartitionError
 from streamflow.pipeline import tracing
+from streamflow.pipeline.balance import cut_chain
+from streamflow.pipeline.ties import called_layers, free_layers
 from streamflow.pipeline.tracing import Kind
 from streamflow.pipeline.tracing import Trace as Trace
 
@@ -45,7 +47,7 @@ def partition(module: nn.Module, stages: int | Sequence[str]) -> Partition:
     if not isinstance(stages, int):
         cuts = list(stages)
     else:
-        cuts = _choose(module, stages)[1] if stages > 1 else []
+        cuts = _choose(module, stages) if stages > 1 else []
     if not cuts:
         return Partition((module,), (first_module(module),))
     network = _Network(module, cuts)
@@ -193,46 +195,29 @@ def _known(names: Sequence[str]) -> str:
     return f"known are {shown}" if names else "the network has no submodules"
 
 
-def _choose(module: nn.Module, num_stages: int) -> tuple[Trace, list[str]]:
+def _choose(module: nn.Module, num_stages: int) -> list[str]:
     trace = trace_layers(module)
-    nodes = list(trace.graph.nodes)
-    layers = [n.target for n in nodes if n.op == "call_module"]
-    layers = [name for name in dict.fromkeys(layers) if trace.starts[name] < len(nodes)]
-    if num_stages > len(layers):
+    names = free_layers(module, trace)
+    if num_stages > max(len(names), 1):
         msg = (
-            f"stages: expected at most {len(layers)} for this network, got {num_stages}; "
-            "a stage needs at least one layer"
+            f"stages: expected at most {max(len(names), 1)} for this network, got {num_stages}; "
+            "a stage needs at least one layer, and what shares parameters one stage"
         )
         raise PartitionError(msg)
-    sizes = [1 + sum(p.numel() for p in module.get_submodule(n).parameters()) for n in layers]
-    return trace, [layers[start] for start in bottleneck_cut(sizes, num_stages)]
-
-
-def bottleneck_cut(sizes: Sequence[float], num_parts: int) -> list[int]:
-    """Cut a sequence into parts so that the largest part is smallest; return where parts begin.
-
-    The first part's beginning, 0, is left out. Exact; among equals the earliest cuts.
-    """
-    total = [0.0]
-    for size in sizes:
-        total.append(total[-1] + size)
-    count = len(sizes)
-    # best[i]: smallest bottleneck of sizes[i:] in the parts that remain, and where the next begins.
-    best = [(total[count] - total[i], count) for i in range(count)]
-    levels = [best]
-    for parts in range(2, num_parts + 1):
-        best = [
-            min((max(total[j] - total[i], levels[-1][j][0]), j) for j in range(i + 1, count))
-            if count - i >= parts
-            else (float("inf"), count)
-            for i in range(count)
-        ]
-        levels.append(best)
-    starts, position = [], 0
-    for level in reversed(levels[1:]):
-        position = level[position][1]
-        starts.append(position)
-    return starts
+    total = [0]
+    for layer in called_layers(trace):
+        if layer in names[1:]:
+            total.append(total[-1])
+        total[-1] += 1 + sum(p.numel() for p in module.get_submodule(layer).parameters())
+    total = [0, *total]
+    starts = cut_chain(
+        num_stages,
+        lambda stage, first, stop: total[stop] - total[first],
+        may_cut=[True] * len(names),
+        boundary_bytes=[0] * len(names),
+    )
+    assert starts is not None
+    return [names[start] for start in starts]
 
 
 def _split(

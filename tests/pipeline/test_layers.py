@@ -67,6 +67,13 @@ def test_what_shares_weights_is_one_layer() -> None:
     assert layer_names(Twice()) == ["one"]
 
 
+def test_a_number_of_stages_keeps_together_what_shares_weights() -> None:
+    assert partition(Tied(), 2).names == ("first", "encode")
+    assert partition(Tied(), 3).names == ("first", "encode", "last")
+    with pytest.raises(PartitionError, match=r"at most 3 for this network, got 4; .* shares"):
+        partition(Tied(), 4)
+
+
 class Carrying(nn.Module):
     """Writes a buffer at its end that it read at its beginning."""
 
