@@ -1,15 +1,18 @@
 """Dead letters through their graph once more."""
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from streamflow.errors import ConnectorError, RunStoppedError
-from streamflow.graph import Checkpoints, Graph
+from streamflow.graph import Checkpoints, FailureBudget, Graph
+from streamflow.models.declaration import Model
 from streamflow.nodes import Buffer
 from streamflow.operators.functions import Map
 from streamflow.records import Record
@@ -101,10 +104,32 @@ async def test_what_was_mended_comes_out_once_with_its_position(
     assert len(sink.probe.values) == 3
 
 
+async def test_three_of_200_records_are_mended_and_come_out_predicted(tmp_path: Path) -> None:
+    model = Model(
+        inputs=("step",),
+        network=({"Linear": [1, 1]},),
+        features=("n",),
+        target="twice",
+        optimizer={"SGD": {"lr": 1e-6}},
+        compile=False,
+    )
+    options = {"sink": FileSink(path="out.jsonl", inputs=("m",)), "models": {"m": model}}
+    await run(graph_of(tmp_path, strict, **options))
+    before = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert len(before) == 197
+    await replay(graph_of(tmp_path, double, **options), tmp_path / "dead.jsonl")
+    after = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert after[:197] == before
+    predicted = [json.loads(line) for line in after[197:]]
+    assert [record["source"]["line"] for record in predicted] == [n + 1 for n in BAD]
+    assert [record["target"] for record in predicted] == [2 * n for n in BAD]
+    assert all(isinstance(record["prediction"], float) for record in predicted)
+
+
 async def test_what_fails_again_is_a_letter_again_with_one_attempt_more(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
-    failing = graph_of(tmp_path, strict)
-    await run(failing)
+    await run(graph_of(tmp_path, strict))
+    failing = graph_of(tmp_path, strict, failure_budget=FailureBudget(fraction=0, after=1))
     for attempts in (2, 3):
         assert await replay(failing, path) == 3
         again = (await letters_of(path))[-3:]
@@ -233,6 +258,22 @@ async def test_a_note_holds_for_the_file_it_was_made_for(tmp_path: Path) -> None
         num_replayed(path)
 
 
+async def test_letters_that_come_meanwhile_are_for_the_next_replay(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    await run(graph_of(tmp_path, strict))
+    sink = ListSink(inputs=("step",))
+    graph = graph_of(tmp_path, double, sink=sink)
+    plan = await plan_replay(graph, LetterFile(path))
+    with path.open("a") as file:
+        file.write(LETTER)
+    async with open_replay(graph, plan) as opened:
+        await opened.wait()
+    plan.finish()
+    assert [value["n"] for value in sink.probe.values] == list(BAD)
+    later = await plan_replay(graph, LetterFile(path))
+    assert (later.first, len(later)) == (4, 1)
+
+
 async def test_a_file_that_others_write_meanwhile_is_not_noted(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
     await run(graph_of(tmp_path, strict))
@@ -308,9 +349,19 @@ async def test_an_interrupted_replay_leaves_the_checkpoint_as_it_was(
     await run(graph)
     before = (tmp_path / "out.csv").read_text()
     mend(monkeypatch)
-    plan = await plan_replay(graph, LetterFile(path))
-    async with open_replay(graph, plan) as opened:
-        await opened.stop()
+    held = ListSink(inputs=("step",), gate=Gate(is_open=False))
+    slow = graph.model_copy(update={"sinks": {**graph.sinks, "held": held}})
+    plan = await plan_replay(slow, LetterFile(path))
+    with anyio.fail_after(60):
+        async with open_replay(slow, plan) as opened, anyio.create_task_group() as tasks:
+            await held.gate.wait_until_held()
+            while opened.stats().nodes["out"].sent < 3:
+                await anyio.lowlevel.checkpoint()
+            tasks.start_soon(opened.stop)
+            while opened.stats().state == "running":
+                await anyio.lowlevel.checkpoint()
+            held.gate.open()
+    assert (tmp_path / "out.csv").read_text() == before + ROWS
     await run(graph)
     assert (tmp_path / "out.csv").read_text() == before
     assert await replay(graph, path) == 3
