@@ -56,9 +56,9 @@ class Letter:
     @property
     def payload(self) -> bytes | None:
         """The original's bytes; ``None`` if it is a value that came without."""
-        if isinstance(self.original, bytes) or not isinstance(self.original, str):
-            return self.original if isinstance(self.original, bytes) else None
-        if self.is_text:
+        if isinstance(self.original, bytes):
+            return self.original
+        if self.is_text and isinstance(self.original, str):
             with suppress(ValueError):  # then it is text that came without bytes
                 return b64decode(self.original, validate=True)
         return None
