@@ -7,6 +7,7 @@ import os
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -24,23 +25,32 @@ NUM_BAD = int(os.environ.get("STREAMFLOW_TEST_MALFORMED", "20000"))
 EVERY = 10
 """One record of so many is good."""
 
-PADDING = 1000
+PADDING = b"p" * (20_000_000 // NUM_BAD)
 
-MOST_BYTES = NUM_BAD * PADDING // 2
-"""By which what Python holds may grow within a run: far less than all malformed records take."""
+MOST_BYTES = 10_000_000 + 20 * NUM_BAD
+"""By which what Python holds may grow within a run; the malformed records alone are far more."""
 
 
-def lines() -> Iterator[bytes]:
-    """Yield records: one in ten good, the others malformed in three ways, in turn."""
-    number = bad = 0
-    while bad < NUM_BAD:
-        if number % EVERY == 0:
-            yield b'{"x": 0.5, "y": %d}' % (number % 7)
-        else:
-            bad += 1
-            start = (b'{"x": 0.5, "y": ', b'{"x": null, "pad": "', b'{"y": 1, "pad": "')[number % 3]
-            yield start + b"%d " % number + b"p" * PADDING + (b'"}' if number % 3 else b"")
-        number += 1
+def is_good(number: int) -> bool:
+    return number % EVERY == 1
+
+
+def line(number: int) -> bytes:
+    """Return a record by its place in the file, from 1; malformed in one of three ways."""
+    if is_good(number):
+        return b'{"x": 0.5, "y": %d}' % (number % 7)
+    start = (b'{"x": 0.5, "y": ', b'{"x": null, "pad": "', b'{"y": 1, "pad": "')[number % 3]
+    return start + b"%d " % number + PADDING + (b'"}' if number % 3 else b"")
+
+
+def numbers() -> Iterator[int]:
+    """Yield the places of the records, to the last malformed one."""
+    bad = 0
+    for number in count(1):
+        yield number
+        bad += not is_good(number)
+        if bad == NUM_BAD:
+            return
 
 
 class Counting(Sink):
@@ -76,7 +86,7 @@ class CountingWriter:
 @pytest.mark.timeout(3600)
 async def test_none_is_lost_however_many_are_malformed(tmp_path: Path) -> None:
     with (tmp_path / "in.jsonl").open("wb") as file:
-        file.writelines(line + b"\n" for line in lines())
+        file.writelines(line(number) + b"\n" for number in numbers())
     model = Model(
         inputs=("rows",),
         network=({"Linear": [1, 1]},),
@@ -103,15 +113,13 @@ async def test_none_is_lost_however_many_are_malformed(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert max(sink.held) - sink.held[0] < MOST_BYTES
     assert stats.rejected == NUM_BAD
-    good = {number + 1 for number, line in enumerate(lines()) if number % EVERY == 0}
+    expected = set(numbers())
+    good = set(filter(is_good, expected))
     assert len(sink.lines) == len(good)
     assert set(sink.lines) == good
-    letters = 0
-    originals = dict(zip(range(1, stats.received + 1), lines(), strict=True))
     async for batch in LetterFile(tmp_path / "dead.jsonl").batches():
         for letter in batch:
             assert isinstance(letter, Letter)
-            assert letter.payload == originals.pop(letter.offset)  # and none comes twice
-            letters += 1
-    assert letters == NUM_BAD
-    assert originals.keys() == good
+            assert letter.payload == line(letter.offset)
+            expected.remove(letter.offset)  # and none comes twice
+    assert expected == good
