@@ -179,9 +179,9 @@ class _Trials:
         try:
             rehearsals += [Rehearsal(copied, cuts, way) for way in ways]
             for rehearsal in rehearsals:
-                # Stages overlap only where there are several samples for each.
-                num_stages = len(rehearsal.stages)
-                rehearsal.settle(at_least=_SAMPLES_PER_STAGE * num_stages if num_stages > 1 else 1)
+                # Stages overlap only where there are several samples.
+                least = _SAMPLES_PER_STAGE * (len(rehearsal.stages) - 1)
+                rehearsal.settle(rehearsal.process, at_least=max(least, 1))
             rounds = in_turn(
                 [alone.module, copied.module],
                 [rehearsal.process for rehearsal in rehearsals],
@@ -235,7 +235,7 @@ def _stage_costs(subject: Subject, cuts: Sequence[str], *, seconds: float) -> li
     copied = subject.copy()
     changes = {"clip_over": "stage"} | under_load(subject.options, len(cuts) + 1)
     rehearsal = Rehearsal(copied, cuts, "inline", **changes)
-    rehearsal.settle()
+    rehearsal.settle(rehearsal.total)
     return low_costs(in_turn([copied.module], [rehearsal.record], seconds=seconds)[0])
 
 

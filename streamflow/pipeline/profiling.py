@@ -58,7 +58,8 @@ class Surroundings:
 def profile(subject: Subject, *, seconds: float) -> tuple[Profile, Surroundings]:
     """Measure the layers of a network with one sample, without a trace in it.
 
-    A network that cannot be traced is a single layer.
+    A network that cannot be traced is a single layer. While it measures there are a copy of the
+    network, its gradients, and as many states of the optimizer as kinds of pipeline.
 
     Args:
         subject: The network, its sample and how it would be run.
@@ -141,7 +142,7 @@ def _measure(
     if cuts and subject.options.schedule != "sequential":
         rehearsals += [Rehearsal(copied, c, "inline", **late) for c in (cuts, cuts[-1:])]
     for rehearsal in rehearsals:
-        rehearsal.settle()
+        rehearsal.settle(rehearsal.total)
     single = Rehearsal(copied, (), "inline", **common)
     rounds = in_turn([copied.module], [r.record for r in rehearsals], seconds=seconds)
     times = in_turn([copied.module], [whole.admit, single.admit], seconds=_ADMISSION_SECONDS)

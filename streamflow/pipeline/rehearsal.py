@@ -30,8 +30,10 @@ from streamflow.pipeline.timeline import Event
 
 T = TypeVar("T")
 
-# Repetitions that a measurement has at least, however little time it is given.
+# Repetitions that a measurement has however little time it is given, unless they take long.
 _ROUNDS = 4
+_FEWEST_ROUNDS = 2
+_LONG_SECONDS = 1.0
 # Long enough that starting and stopping a clock does not matter.
 _ROUND_SECONDS = 0.004
 _MOST_SAMPLES = 32
@@ -120,11 +122,16 @@ class Rehearsal:
         """The stages."""
         return self._assembly.stages
 
-    def settle(self, *, at_least: int = 1) -> None:
-        """Run until everything is allocated, and choose how many samples make a measurement."""
-        self.process()
-        seconds = min(self.process(), self.process())
-        count = max(min(round(_ROUND_SECONDS / seconds), _MOST_SAMPLES), at_least)
+    def settle(self, seconds: Callable[[], float], *, at_least: int = 1) -> None:
+        """Choose how many samples make a measurement, once everything is allocated.
+
+        Args:
+            seconds: Measures one sample; :meth:`process` or :meth:`total`.
+            at_least: The fewest samples.
+        """
+        seconds()
+        found = min(seconds(), seconds())
+        count = max(min(round(_ROUND_SECONDS / found), _MOST_SAMPLES), at_least)
         self.count = -(-count // self._group) * self._group
 
     def process(self) -> float:
@@ -158,6 +165,10 @@ class Rehearsal:
                 self._flow.drain()
             self._flow.watch(None)
         return [cost.scaled(1 / self.count) for cost in self._clock.costs()]
+
+    def total(self) -> float:
+        """Record, and return what all stages together take of each sample."""
+        return sum(cost.total for cost in self.record())
 
     def close(self) -> None:
         """Stop what runs the stages."""
@@ -235,13 +246,19 @@ def in_turn(
     """
     weights = _Weights(modules)
     found: list[list[T]] = [[] for _ in tasks]
-    deadline = time.perf_counter() + seconds
-    while len(found[0]) < _ROUNDS or time.perf_counter() < deadline:
+    start = time.perf_counter()
+    while _goes_on(len(found[0]), time.perf_counter() - start, seconds):
         for results, task in zip(found, tasks, strict=True):
             weights.set_back()
             results.append(task())
     weights.set_back()
     return found
+
+
+def _goes_on(num_rounds: int, elapsed: float, seconds: float) -> bool:
+    if num_rounds < _ROUNDS:
+        return num_rounds < _FEWEST_ROUNDS or elapsed < max(seconds, _LONG_SECONDS)
+    return elapsed < seconds
 
 
 class _Weights:

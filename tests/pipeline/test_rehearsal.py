@@ -33,8 +33,10 @@ def test_tasks_take_turns_and_each_begins_with_the_same_weights() -> None:
         return name.upper()
 
     found = in_turn([net], [lambda: task("a"), lambda: task("b")], seconds=0.0)
-    assert found == [["A"] * 4, ["B"] * 4]
-    assert called == ["a", "b"] * 4
+    count = len(found[0])
+    assert count > 1
+    assert found == [["A"] * count, ["B"] * count]
+    assert called == ["a", "b"] * count
     assert torch.equal(weight, before[0])
     assert torch.equal(scale, before[1])
 
@@ -48,7 +50,7 @@ def test_a_low_time_counts_and_not_the_lowest() -> None:
 
 def test_a_recording_has_the_actions_of_every_stage() -> None:
     rehearsal = Rehearsal(subject("linear", "tanh", "linear"), ["1", "2"], "inline")
-    rehearsal.settle()
+    rehearsal.settle(rehearsal.total)
     for cost, has_weights in zip(rehearsal.record(), (True, False, True), strict=True):
         assert cost.forward > 0
         assert cost.backward > 0
@@ -61,7 +63,7 @@ def test_a_recording_has_the_actions_of_every_stage() -> None:
 def test_samples_of_a_measurement_are_whole_groups_of_an_update() -> None:
     own = subject("linear", "linear")
     rehearsal = Rehearsal(own, ["1"], "inline", accumulate=7)
-    rehearsal.settle(at_least=8)
+    rehearsal.settle(rehearsal.process, at_least=8)
     assert rehearsal.count % 7 == 0
     assert rehearsal.count >= 8
 
@@ -70,7 +72,7 @@ def test_samples_of_a_measurement_are_whole_groups_of_an_update() -> None:
 def test_a_measurement_leaves_nothing_in_flight(executor: str) -> None:
     rehearsal = Rehearsal(subject(*["linear"] * 3), ["1", "2"], executor)
     try:
-        rehearsal.settle(at_least=5)
+        rehearsal.settle(rehearsal.process, at_least=5)
         before = rehearsal.stages[0].updates.made
         assert rehearsal.process() > 0
         # As many as a call before would have left in flight, and those that were timed.
