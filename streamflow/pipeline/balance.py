@@ -257,7 +257,7 @@ class _Sums:
         return (
             own
             + (total[stop] - total[first])
-            + (self._layers[first - 1].transfer if before and first else 0.0)
+            + (self._layers[first - 1].transfer if before else 0.0)
             + (self._layers[stop - 1].transfer if after else 0.0)
         )
 

@@ -202,14 +202,13 @@ def test_more_stages_than_layers_are_refused() -> None:
 
 
 def test_what_does_not_fit_the_memory_is_told_with_the_nearest_cut() -> None:
-    devices = (Device("small", memory_bytes=30), Device("large", memory_bytes=60))
-    profile = replace(uniform(6), devices=devices)
-    # Layers take 12 each; the first stage holds two inputs of 2, the second one.
+    devices = (Device("small", memory_bytes=34), Device("large", memory_bytes=50))
+    profile = replace(uniform(6), devices=devices, input_bytes=5)
+    # Layers take 12 each; the first stage holds two samples of 5, the second an input of 2.
     assert balance(profile, [1, 0]).starts == (2,)
+    tight = (devices[0], replace(devices[1], memory_bytes=40))
     with pytest.raises(PartitionError, match=r"nearest needs .* stage 1 \(from l2\) on large"):
-        balance(
-            replace(profile, devices=(devices[0], replace(devices[1], memory_bytes=40))), [1, 0]
-        )
+        balance(replace(profile, devices=tight), [1, 0])
 
 
 def test_stashed_weights_take_memory() -> None:

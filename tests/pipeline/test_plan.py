@@ -85,6 +85,9 @@ def test_the_picture_has_a_bar_of_its_length_for_every_layer() -> None:
     widths = [float(bar.attrib["width"]) for bar in bars]
     assert widths[0] == pytest.approx(4 * widths[1], rel=0.01)
     assert widths[0] == widths[3]
+    starts = [float(bar.attrib["x"]) for bar in bars]
+    assert starts[1:3] == pytest.approx([starts[0] + widths[0], starts[1] + widths[1]], abs=0.2)
+    assert starts[3] == starts[0]
     assert bars[0].attrib["y"] != bars[3].attrib["y"]
 
 
