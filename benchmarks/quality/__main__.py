@@ -53,9 +53,9 @@ class Size:
 
     count: int = 12_000
     rows: int = 100_000
-    load_count: int = 6_000
+    load_count: int = 4_000
     seeds: int = 3
-    loads: tuple[float, ...] = (0.5, 0.9, 1.2, 1.6, 2.0, 2.5, 3.5, 6.0)
+    loads: tuple[float, ...] = (0.5, 0.9, 1.2, 1.8, 2.2, 3.5, 6.0)
     grid: Sequence[int] = GRID
     max_extensions: int = MAX_EXTENSIONS
     timed: int = 2000
