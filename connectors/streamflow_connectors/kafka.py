@@ -74,6 +74,27 @@ class KafkaSource(Connection, Source):
     session_timeout: float = Field(
         10.0, gt=0, description="Seconds until the group gives up a member that is not heard of."
     )
+    rebalance_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that the members of a group have to finish what they hold before "
+        "their partitions are shared out again.",
+    )
+    group_instance_id: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of this member, another one for each: it keeps its partitions while it "
+        "restarts within the session timeout.",
+    )
+
+    @field_validator("group_instance_id")
+    @classmethod
+    def _check_group_instance_id(cls, name: str | None, info: ValidationInfo) -> str | None:
+        is_member = info.data.get("group") is not None and info.data.get("partitions") is None
+        if name is not None and not is_member:
+            message = "expected a group that shares out partitions with it, found none; remove one"
+            raise ValueError(message)
+        return name
 
     @property
     def only_scalars(self) -> bool:

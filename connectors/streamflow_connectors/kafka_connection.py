@@ -55,15 +55,22 @@ async def client_options(declared: Connection, context: Context) -> dict[str, An
 
 @asynccontextmanager
 async def connecting(
-    declared: Connection, context: Context, options: dict[str, Any]
+    declared: Connection, context: Context, options: dict[str, Any], *, wait: float = 0.0
 ) -> AsyncIterator[None]:
     """Bound the block by the connect timeout, and say of its errors what to do.
+
+    Args:
+        declared: What is opened.
+        context: What its node is told.
+        options: The client's.
+        wait: Seconds more that the block may take because of others.
 
     Raises:
         ConnectorError: The block took too long, or the driver failed in it.
     """
+    limit = declared.connect_timeout + wait
     try:
-        with anyio.fail_after(declared.connect_timeout):
+        with anyio.fail_after(limit):
             try:
                 yield
             except KafkaConnectionError:
@@ -77,7 +84,7 @@ async def connecting(
     except TimeoutError:
         message = (
             f"{context.name}: expected {declared.bootstrap_servers} to answer within "
-            f"{declared.connect_timeout:g} s, found it did not; check bootstrap_servers "
+            f"{limit:g} s, found it did not; check bootstrap_servers "
             "and the security options, or raise connect_timeout"
         )
         raise ConnectorError(message) from None

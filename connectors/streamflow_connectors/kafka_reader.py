@@ -1,16 +1,18 @@
 """An open Kafka source: records in batches, positions by epoch.
 
-Theory of operation. The driver rebalances in the background, whenever the group changes. Each time
-partitions are taken away a new epoch begins, and from then on
+Theory of operation. The driver rebalances in the background, whenever the group changes. It asks
+for the partitions back, and the reader keeps it waiting until all it gave out is committed, or
+until a deadline; nothing is received meanwhile. Then a new epoch begins:
 
-    epoch 1           | revoked | epoch 2
-    receive -> A0 A1  |         | settle: where do my partitions go on?  receive -> B0
-    commit A0's end   |         | commit A1's end: of epoch 1, left out, since B's next owner
-                      |         |                  (who may be this reader) began before it
+    epoch 1              | revoked           released | epoch 2
+    receive -> A0 A1 A2  | commit A1's end            | settle: where do my partitions go on?
+                         | commit A2's end: all done  | receive -> B0 ...
 
-positions of the epoch before are not committed any more: whoever owns the partition now began at
-what was committed then, and reads on from there by itself. The listener only takes note. It does
-not wait for records in flight, because the driver does not deliver anything meanwhile.
+What is not finished by the deadline is abandoned: its positions belong to the epoch before and are
+not committed any more, since whoever owns the partition now began at what was committed then, and
+reads on from there. In a run with checkpoints commits follow these alone, so nothing is waited
+for; a partition that comes back goes on where this reader was, which keeps its model from learning
+a record twice.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from aiokafka import (  # type: ignore[import-untyped]
     AIOKafkaConsumer,
     ConsumerRebalanceListener,
     ConsumerRecord,
-    OffsetAndMetadata,
     TopicPartition,
 )
 from aiokafka.errors import (  # type: ignore[import-untyped]
@@ -48,6 +49,7 @@ from streamflow_connectors.kafka_connection import (
     start,
     unknown_topics,
 )
+from streamflow_connectors.kafka_holdings import Holdings
 from streamflow_connectors.kafka_records import to_batch, topic_partition
 
 logger = logging.getLogger("streamflow.kafka")
@@ -56,29 +58,44 @@ POLL_MS = 100  # how soon records that are left out, such as aborted ones, move 
 FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
 FETCH_BYTES = 8 * 2**20
 RETRY = 0.1
+REQUEST_SPARE_MS = 5000
+HEARTBEAT_MS = 3000  # at the most, since heartbeats also tell of a rebalance
+DAY_MS = 24 * 3600 * 1000  # a slow model is no dead member: heartbeats say whether it lives
+DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes on without a member
 
 
 @asynccontextmanager
 async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[KafkaReader]:
     """Connect and find out where to begin; disconnect when the block is left."""
     options = await client_options(source, context)
+    # The answer to a request to join comes when all other members have joined.
+    joining_ms = round(source.rebalance_timeout * 1000) + REQUEST_SPARE_MS
+    options["request_timeout_ms"] = max(options["request_timeout_ms"], joining_ms)
     consumer = AIOKafkaConsumer(
         **options,
         group_id=source.group,
         auto_offset_reset="none",
         enable_auto_commit=False,
         isolation_level=source.isolation,
+        group_instance_id=source.group_instance_id,
         session_timeout_ms=round(source.session_timeout * 1000),
-        heartbeat_interval_ms=round(source.session_timeout * 1000 / 3),
+        heartbeat_interval_ms=round(min(source.session_timeout * 1000 / 3, HEARTBEAT_MS)),
+        rebalance_timeout_ms=round(source.rebalance_timeout * 1000),
+        max_poll_interval_ms=DAY_MS,
         fetch_max_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MS,
     )
     reader = KafkaReader(consumer, source, context)
     try:
         async with connecting(source, context, options):
-            await reader._start()
+            partitions = await reader._find_partitions()
+        # Members of the group that is joined may finish what they hold before.
+        wait = 0.0 if reader._is_manual else source.rebalance_timeout
+        async with connecting(source, context, options, wait=wait):
+            await reader._start(partitions)
         yield reader
     finally:
+        reader._held.close()
         await close_consumer(consumer)
 
 
@@ -91,19 +108,14 @@ class KafkaReader:
         self._context = context
         self._codec = source.format.codec()
         self._is_manual = source.partitions is not None or source.group is None
-        self._epoch = 0
-        self._assigned: frozenset[TopicPartition] | None = None  # None: between two assignments
-        self._has_assignment = anyio.Event()  # the first
-        self._positions: dict[TopicPartition, int] = {}  # next to receive, once settled
+        self._held = Holdings(context.name)
         self._untold: set[TopicPartition] = set()  # begin at a position that is not committed
         self._reached = _positions(context.resume)  # learned, whatever is committed
         self._is_rewind = context.resume is not None and context.resume.is_rewind
         self._ends: Mapping[TopicPartition, int] | None = None
-        self._partitions: dict[TopicPartition, Partition] = {}  # of this epoch
 
     def __repr__(self) -> str:
-        count = "no" if self._assigned is None else len(self._assigned)
-        return f"<KafkaReader {self._context.name}: {count} partitions, epoch {self._epoch}>"
+        return f"<KafkaReader {self._context.name}: {self._held!r}>"
 
     async def receive(self) -> Fetch:
         """Wait for records, or for positions to move past records that are left out.
@@ -117,8 +129,10 @@ class KafkaReader:
                 await self._settle()
                 if self._is_at_end():
                     raise anyio.EndOfStream
-                records = await self._poll()
-                if ends := await self._advance(records):
+                found = await self._poll()
+                # What came with a new assignment is read again once that is settled.
+                records = {part: found[part] for part in found if part in self._held.positions}
+                if ends := await self._advance():
                     return self._fetch(records, ends)
         except KafkaError as error:
             message = (
@@ -133,19 +147,21 @@ class KafkaReader:
         Raises:
             ConnectorError: The broker refused, or did not answer within the connect timeout.
         """
-        offsets = {
-            topic_partition(partition.place): OffsetAndMetadata(position, "")
+        epoch = self._held.epoch
+        owned = {
+            topic_partition(partition.place): position
             for partition, position in positions.items()
-            if partition.epoch == self._epoch
+            if partition.epoch == epoch
         }
-        if self._source.group is None or not offsets:
+        if self._source.group is None or not owned:
             return
         try:
             with anyio.fail_after(self._source.connect_timeout):
-                await self._consumer.commit(offsets)
+                await self._consumer.commit(owned)
         except (KafkaError, TimeoutError) as error:
             if isinstance(error, CommitFailedError | IllegalStateError) and not self._is_manual:
                 logger.info("%s: lost its partitions before a commit", self._context.name)
+                self._held.lose()
                 return
             message = (
                 f"{self._context.name}: expected the group {self._source.group} to take positions, "
@@ -153,39 +169,40 @@ class KafkaReader:
                 "and that no other reader of this group has the same partitions"
             )
             raise ConnectorError(message) from error
+        if epoch == self._held.epoch:
+            self._held.commit(owned)
 
     def behind(self) -> int | None:
         """Return how many positions lie beyond the next, as of the last answer of the broker."""
-        if self._assigned is None:
+        if self._held.assigned is None:
             return None
         behind = 0
-        for part, position in self._positions.items():
+        for part, position in self._held.positions.items():
             newest: int | None = self._consumer.highwater(part)
             if newest is None:
                 return None
             behind += max(0, newest - position)
         return behind
 
-    async def _start(self) -> None:
-        """Connect and settle, so that what is written from now on is read.
-
-        Raises:
-            ConnectorError: A topic or a partition does not exist.
-        """
-        partitions = await self._find_partitions()
+    async def _start(self, partitions: list[TopicPartition]) -> None:
+        """Join the group and settle, so that what is written from now on is read."""
         if self._is_manual:
             self._consumer.assign(partitions)
-            self._assign(partitions)
+            self._held.assign(partitions)
         else:
             self._consumer.subscribe(list(self._source.topics), listener=_Listener(self))
         await start(self._consumer.start())
         if self._source.stop_at_end:
             self._ends = await self._consumer.end_offsets(partitions)
-        await self._has_assignment.wait()  # the driver tells the listener a moment later
+        await self._held.has_assignment.wait()  # the driver tells the listener a moment later
         await self._settle()
 
     async def _find_partitions(self) -> list[TopicPartition]:
-        """Return what there is to read, without making the broker create a missing topic."""
+        """Return what there is to read, without making the broker create a missing topic.
+
+        Raises:
+            ConnectorError: A topic or a partition does not exist.
+        """
         client, topics = self._consumer._client, self._source.topics
         await start(client.bootstrap())
         while True:
@@ -217,10 +234,10 @@ class KafkaReader:
 
     async def _settle(self) -> None:
         """Find out where newly assigned partitions begin, and go there."""
-        new = (self._assigned or frozenset()) - self._positions.keys()
+        new = self._held.unsettled
         if not new:
             return
-        epoch = self._epoch
+        epoch = self._held.epoch
         starts = {part: self._reached[part] for part in new & self._reached.keys()}
         if self._source.group is not None:
             for part in new:
@@ -229,11 +246,11 @@ class KafkaReader:
                     starts[part] = max(committed, starts.get(part, 0))
         unset = list(new - starts.keys())
         starts.update(await self._edges(unset, self._start_edge()))
-        if epoch != self._epoch:
+        if epoch != self._held.epoch:
             return
         for part, position in starts.items():
             self._consumer.seek(part, position)
-            self._positions[part] = position
+        self._held.settle(starts)
         if self._source.start == "latest" and (self._source.group or self._context.is_checkpointed):
             # Kept even if nothing comes, for the next run or owner would begin at a later end.
             self._untold.update(unset)
@@ -269,10 +286,10 @@ class KafkaReader:
         Raises:
             ConnectorError: It says nothing, or ``error``.
         """
-        epoch = self._epoch
+        epoch = self._held.epoch
         first = (await self._edges([part], "earliest"))[part]
         end = (await self._edges([part], "latest"))[part]
-        if epoch != self._epoch:
+        if epoch != self._held.epoch:
             return
         found = (
             f"{self._context.name}: expected position {position} in topic {part.topic} "
@@ -282,73 +299,65 @@ class KafkaReader:
             message = f"{found}; set if_lost to earliest or latest to go on there"
             raise ConnectorError(message)
         logger.warning("%s; going on at the %s", found, self._source.if_lost)
-        self._positions[part] = position
+        self._held.positions[part] = position
         self._consumer.seek(part, first if self._source.if_lost == "earliest" else end)
 
-    async def _advance(
-        self, records: Mapping[TopicPartition, list[ConsumerRecord]]
-    ) -> dict[Partition, int]:
+    async def _advance(self) -> dict[Partition, int]:
         """Return the partitions whose position has moved, be it past what is left out."""
         ends = {}
-        for part in self._positions.keys() | records.keys():
+        held = self._held.positions
+        for part, before in list(held.items()):
             position = await self._consumer.position(part)  # it is known: this does not wait
-            if position != self._positions.get(part) or part in self._untold:
-                ends[self._partition(part)] = self._positions[part] = position
+            if position != before or part in self._untold:
+                ends[self._held.partition(part)] = held[part] = position
         self._untold.clear()
         if self._context.is_checkpointed:
-            self._reached.update(self._positions)
+            self._reached.update(held)
         return ends
 
     def _is_at_end(self) -> bool:
-        if self._ends is None or self._assigned is None:
+        if self._ends is None or self._held.assigned is None:
             return False
-        return all(self._is_read(part, self._ends.get(part, 0)) for part in self._assigned)
+        return all(self._is_read(part, self._ends.get(part, 0)) for part in self._held.assigned)
 
     def _is_read(self, part: TopicPartition, end: int) -> bool:
         """Whether all up to ``end`` has been read; a position beyond only counts if it exists."""
-        position = self._positions.get(part, -1)
+        position = self._held.positions.get(part, -1)
         return position == end or end < position <= (self._consumer.highwater(part) or -1)
 
     def _fetch(
         self, data: Mapping[TopicPartition, list[ConsumerRecord]], ends: Mapping[Partition, int]
     ) -> Fetch:
-        batch = to_batch(data, self._partition)
+        batch = to_batch(data, self._held.partition)
         skipped = sum(map(len, data.values())) - len(batch)
         return decode(self._codec, batch, ends, skipped=skipped)
 
-    def _partition(self, part: TopicPartition) -> Partition:
-        partition = self._partitions.get(part)
-        if partition is None:
-            place = (("topic", part.topic), ("partition", part.partition))
-            partition = Partition(self._context.name, place, "offset", self._epoch)
-            self._partitions[part] = partition
-        return partition
-
-    def _assign(self, assigned: Iterable[TopicPartition]) -> None:
-        self._assigned = frozenset(assigned)
-        self._has_assignment.set()
-
-    def _revoke(self) -> None:
-        self._epoch += 1
-        self._assigned = None
-        self._positions.clear()
+    async def _revoke(self) -> None:
+        """Wait until all that was received is committed, or for too long; begin a new epoch."""
+        # Commits follow checkpoints where there are any, and those of a lost member fail.
+        if self._consumer._coordinator.generation > 0 and not self._context.is_checkpointed:
+            with anyio.move_on_after(self._source.rebalance_timeout * DRAIN_FRACTION):
+                await self._held.drained()
+        if count := self._held.in_flight:
+            name = self._context.name
+            logger.info("%s: gives up partitions with %d positions in flight", name, count)
+        self._held.revoke()
         self._untold.clear()
-        self._partitions.clear()
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is not typed
-    """Takes note of rebalances; never waits, since the driver waits for it."""
+    """Hears of rebalances in a task of the driver, which waits for it, as do the other members."""
 
     def __init__(self, reader: KafkaReader) -> None:
         self._reader = reader
 
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Begin a new epoch."""
-        self._reader._revoke()
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Finish what is in flight and begin a new epoch."""
+        await self._reader._revoke()
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Have the partitions settled by the next `KafkaReader.receive`."""
-        self._reader._assign(assigned)
+        self._reader._held.assign(assigned)
 
 
 def _positions(resume: Resume | None) -> dict[TopicPartition, int]:

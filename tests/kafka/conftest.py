@@ -10,7 +10,7 @@ import pytest
 
 from streamflow_connectors.embedded_kafka import EmbeddedKafka
 from tests.kafka.clients import Cluster
-from tests.kafka.server import missing_tools, running_server
+from tests.kafka.server import Server, missing_tools, running_server
 
 NEEDS_REAL = "needs a real Kafka (java and mvn, or STREAMFLOW_TEST_KAFKA=host:port)"
 
@@ -51,6 +51,15 @@ def sasl_broker(cluster: Cluster) -> str:
     if not cluster.sasl_address:
         pytest.skip("needs a broker that the tests have started (java and mvn)")
     return cluster.sasl_address
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A real Kafka of the test's own, to stop and start again."""
+    if missing_tools() and os.environ.get("STREAMFLOW_REQUIRE_KAFKA") != "1":
+        pytest.skip("needs a broker that the tests can stop (java and mvn)")
+    with running_server() as started:
+        yield started
 
 
 @pytest.fixture

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from typing import IO, Any
 
 import anyio.lowlevel
+from anyio import to_thread
 
 from streamflow.errors import StreamflowError
 from streamflow.graph import Graph
@@ -45,12 +49,13 @@ class _UncommittedReader:
         return self._reader.behind()
 
 
-def twice(value: int) -> int:
-    time.sleep(PAUSE)
-    return 2 * value
-
-
 def exactly_once(address: str, topic_in: str, topic_out: str, *, stop_at_end: bool) -> Graph:
+    """Twice each number of partition 0."""
+
+    def twice(value: int) -> int:
+        time.sleep(PAUSE)
+        return 2 * value
+
     source = Uncommitted(
         bootstrap_servers=address,
         topics=(topic_in,),
@@ -70,13 +75,63 @@ def exactly_once(address: str, topic_in: str, topic_out: str, *, stop_at_end: bo
     )
 
 
+def member(address: str, topic_in: str, topic_out: str, *, name: str, **options: Any) -> Graph:
+    """Each number with the name of the member of the group that has handled it."""
+
+    def signed(value: int) -> dict[str, Any]:
+        time.sleep(PAUSE / 5)
+        return {"value": value, "by": name}
+
+    source = KafkaSource(
+        bootstrap_servers=address,
+        topics=(topic_in,),
+        group=f"of-{topic_in}",
+        max_poll_records=100,
+        **options,
+    )
+    return Graph(
+        name="member",
+        sources={"in": source},
+        operators={"signed": Map(inputs=("in",), function=signed)},
+        sinks={"out": KafkaSink(bootstrap_servers=address, inputs=("signed",), topic=topic_out)},
+    )
+
+
+class Job:
+    """A process that runs a graph."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        """What it has written to stderr."""
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    async def wait(self) -> int:
+        """Wait for its end; return its exit code."""
+        return await to_thread.run_sync(self.process.wait)
+
+    async def stop(self) -> None:
+        """Ask it to finish, and check that it does."""
+        self.process.terminate()
+        assert await self.wait() == 0, self.log
+
+
 @contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run this module in a process that is gone when the block is left."""
-    command = [sys.executable, "-m", "tests.kafka.jobs", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+def running(kind: str, *arguments: str, **options: Any) -> Iterator[Job]:
+    """Run a graph in a process that is gone when the block is left."""
+    command = [sys.executable, "-m", "tests.kafka.jobs", kind, *arguments, json.dumps(options)]
+    # Not a pipe, which would hold the process up when it is full.
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stderr=log) as process:
         try:
-            yield process
+            yield Job(process, log)
         finally:
             process.kill()
 
@@ -99,9 +154,11 @@ async def run(graph: Graph) -> None:
 
 
 def main() -> int:
-    address, topic_in, topic_out, end = sys.argv[1:]
+    kind, *arguments, options = sys.argv[1:]
+    kinds: dict[str, Callable[..., Graph]] = {"exactly_once": exactly_once, "member": member}
+    graph = kinds[kind](*arguments, **json.loads(options))
     try:
-        asyncio.run(run(exactly_once(address, topic_in, topic_out, stop_at_end=end == "end")))
+        asyncio.run(run(graph))
     except StreamflowError as error:
         sys.stderr.write(f"{error}\n")
         return 1

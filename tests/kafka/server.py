@@ -71,12 +71,55 @@ sys.exit(server.wait())
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
-    """Where the broker listens, without and with a login."""
+    """A broker, which keeps its data and ports when it is stopped and started again.
+
+    Attributes:
+        address: Where it listens, as host:port.
+        sasl_address: Likewise, where it wants a login.
+    """
 
     address: str
     sasl_address: str
+    _command: list[str]
+    _log: Path
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SUPERVISOR, *self._command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # an interrupt from the keyboard is for pytest alone
+            )
+        for address in (self.address, self.sasl_address):
+            self._wait_for(address, self._process)
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=10)
+        self._process = None
+
+    def _wait_for(self, address: str, process: subprocess.Popen[bytes]) -> None:
+        host, port = address.split(":")
+        deadline = time.monotonic() + START_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        message = f"Kafka did not start:\n{self._log.read_text(errors='replace')[-4000:]}"
+        raise RuntimeError(message)
 
 
 def missing_tools() -> list[str]:
@@ -89,16 +132,18 @@ def running_server() -> Iterator[Server]:
     jars = _fetched_jars()
     for attempt in range(1, ATTEMPTS + 1):
         with tempfile.TemporaryDirectory(prefix="streamflow-kafka-") as name:
+            server = _formatted(jars, Path(name))
             try:
-                server, process = _start(jars, Path(name))
+                server.start()
             except RuntimeError:  # somebody took one of the ports in the meantime, most likely
+                server.stop()
                 if attempt == ATTEMPTS:
                     raise
                 continue
             try:
                 yield server
             finally:
-                _stop(process)
+                server.stop()
             return
 
 
@@ -122,7 +167,8 @@ def _fetched_jars() -> Path:
     return jars
 
 
-def _start(jars: Path, folder: Path) -> tuple[Server, subprocess.Popen[bytes]]:
+def _formatted(jars: Path, folder: Path) -> Server:
+    """Return a server whose data lie in a folder."""
     plain, sasl, controller = _free_ports(3)
     settings = {"plain": plain, "sasl": sasl, "controller": controller, "folder": folder}
     properties = folder / "server.properties"
@@ -133,41 +179,9 @@ def _start(jars: Path, folder: Path) -> tuple[Server, subprocess.Popen[bytes]]:
     cluster = "t" + urlsafe_b64encode(uuid4().bytes).decode()[1:22]
     tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
     _check_call([*java, *tool], folder)
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, *java, "kafka.Kafka", str(properties)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # an interrupt from the keyboard is for pytest alone
-        )
-    try:
-        _wait_for_port(plain, process, log)
-        _wait_for_port(sasl, process, log)
-    except BaseException:
-        _stop(process)
-        raise
-    return Server(f"127.0.0.1:{plain}", f"127.0.0.1:{sasl}"), process
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(timeout=10)
-
-
-def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    message = f"Kafka did not start:\n{log.read_text(errors='replace')[-4000:]}"
-    raise RuntimeError(message)
+    command = [*java, "kafka.Kafka", str(properties)]
+    addresses = f"127.0.0.1:{plain}", f"127.0.0.1:{sasl}"
+    return Server(*addresses, command, folder / "server.log")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from streamflow.testing import ListSink, ListSource
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from streamflow_connectors.kafka_transactions import ExactlyOnceWriter
 from tests.kafka.clients import Cluster, committed, consume
-from tests.kafka.jobs import running
+from tests.kafka.jobs import Job, running
 
 pytestmark = pytest.mark.kafka
 
@@ -298,8 +299,9 @@ class Watcher:
         self._consumer = consumer
         self.values: list[int] = []
 
-    async def wait_for(self, count: int) -> None:
-        while len(self.values) < count:
+    async def wait_for(self, count: int, job: Job) -> None:
+        """Wait until so many values are seen, or the job has ended."""
+        while len(self.values) < count and not job.has_ended:
             for records in (await self._consumer.getmany(timeout_ms=100)).values():
                 self.values += [int(record.value) for record in records]
 
@@ -316,19 +318,19 @@ async def test_each_output_is_seen_once_and_in_order_though_the_job_is_killed_te
     cluster: Cluster, real_broker: str
 ) -> None:
     topic_in, topic = await cluster.create_topic(), await cluster.create_topic()
+    places = real_broker, topic_in, topic
     await fill(real_broker, topic_in, NUM_RECORDS)
     rng = random.Random(5)
     async with watching(real_broker, topic) as watcher:
         for _ in range(NUM_KILLS):
             more = rng.choice([0, 1, rng.randrange(300)])  # 0: while it starts
-            with running(real_broker, topic_in, topic, "end") as job:
-                await watcher.wait_for(min(len(watcher.values) + more, NUM_RECORDS))
+            with running("exactly_once", *places, stop_at_end=True) as job:
+                await watcher.wait_for(len(watcher.values) + more, job)
                 await anyio.sleep(rng.random() * 0.1)
-                job.kill()
-        with running(real_broker, topic_in, topic, "end") as job:
-            _, log = await anyio.to_thread.run_sync(job.communicate)
-        assert job.returncode == 0, log
-        await watcher.wait_for(NUM_RECORDS)
+                job.process.kill()
+                assert await job.wait() in (0, -signal.SIGKILL), job.log
+        with running("exactly_once", *places, stop_at_end=True) as job:
+            assert await job.wait() == 0, job.log
     expected = [2 * number for number in range(NUM_RECORDS)]
     assert await read(real_broker, topic) == expected
     await wait_until_committed(real_broker, f"of-{topic_in}", topic_in, NUM_RECORDS)
@@ -340,21 +342,19 @@ async def test_a_second_process_ends_the_first_with_a_clear_error(
     cluster: Cluster, real_broker: str
 ) -> None:
     topic_in, topic = await cluster.create_topic(), await cluster.create_topic()
+    places = real_broker, topic_in, topic
     await fill(real_broker, topic_in, 100)
     async with watching(real_broker, topic) as watcher:
-        with running(real_broker, topic_in, topic, "on") as first:
-            await watcher.wait_for(100)
-            with running(real_broker, topic_in, topic, "on") as second:
+        with running("exactly_once", *places, stop_at_end=False) as first:
+            await watcher.wait_for(100, first)
+            with running("exactly_once", *places, stop_at_end=False) as second:
                 count = 100
-                while first.poll() is None:
+                while not first.has_ended:
                     await fill(real_broker, topic_in, 10)
                     count += 10
-                _, log = await anyio.to_thread.run_sync(first.communicate)
-                assert first.returncode == 1
-                assert "out: expected to be the only instance with the transactional_id" in log
-                await watcher.wait_for(count)
-                second.terminate()
-                _, log = await anyio.to_thread.run_sync(second.communicate)
-                assert second.returncode == 0, log
+                assert await first.wait() == 1
+                assert "expected to be the only instance with the transactional_id" in first.log
+                await watcher.wait_for(count, second)
+                await second.stop()
     values = await read(real_broker, topic_in)
     assert await read(real_broker, topic) == [2 * value for value in values]

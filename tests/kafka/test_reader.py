@@ -173,13 +173,13 @@ async def test_positions_of_an_earlier_epoch_are_not_committed(cluster: Cluster)
     assert await committed(cluster.address, group, topic) is None
 
 
-async def test_a_second_reader_takes_partitions_over_and_nothing_is_lost(
+async def test_a_second_reader_takes_over_what_the_first_does_not_finish_in_time(
     cluster: Cluster, real_broker: str
 ) -> None:
     topic, group = await cluster.create_topic(2), uuid4().hex
     for partition in range(2):
         await produce(real_broker, topic, numbers(3), partition=partition)
-    declared = source(real_broker, topic, group=group, stop_at_end=False, session_timeout=6.0)
+    declared = source(real_broker, topic, group=group, stop_at_end=False, rebalance_timeout=3.0)
     seen: set[tuple[Any, Any]] = set()
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(declared.open(CONTEXT))
