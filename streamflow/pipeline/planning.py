@@ -17,7 +17,7 @@ from streamflow.pipeline.costs import Cost, Profile
 from streamflow.pipeline.forecast import forecast
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.plan import Plan, PlannedLayer, PlannedStage, Tried
-from streamflow.pipeline.profiling import Surroundings, on_one_device, profile, under_load
+from streamflow.pipeline.profiling import Surroundings, on_one_device, profile, recorded
 from streamflow.pipeline.rehearsal import Rehearsal, Subject, in_turn, low, low_costs
 from streamflow.pipeline.schedule import Order, orders
 from streamflow.pipeline.states import Set
@@ -233,8 +233,7 @@ def _plan(
 def _stage_costs(subject: Subject, cuts: Sequence[str], *, seconds: float) -> list[Cost]:
     """Measure what each stage takes, one at a time."""
     copied = subject.copy()
-    changes = {"clip_over": "stage"} | under_load(subject.options, len(cuts) + 1)
-    rehearsal = Rehearsal(copied, cuts, "inline", **changes)
+    rehearsal = Rehearsal(copied, cuts, "inline", **recorded(subject.options, len(cuts) + 1))
     rehearsal.settle(rehearsal.total)
     return low_costs(in_turn([copied.module], [rehearsal.record], seconds=seconds)[0])
 

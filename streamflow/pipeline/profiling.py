@@ -134,8 +134,9 @@ def _measure(
 ) -> _Measured:
     copied = subject.copy()
     cuts = names[1:]
-    common = on_one_device(subject.options, str(device))
-    late = common | under_load(subject.options, len(names))
+    alone = on_one_device(subject.options, str(device))
+    common = alone | recorded(subject.options, 1)
+    late = alone | recorded(subject.options, len(names))
     whole = Rehearsal(copied, (), "inline", **common)
     prompt = Rehearsal(copied, cuts, "inline", **common | _PROMPT)
     rehearsals = [whole, prompt]
@@ -171,13 +172,13 @@ _PROMPT = {"schedule": "sequential", "backward": "own"}
 
 def on_one_device(options: Options, device: str) -> dict[str, Any]:
     """Return changes of options with which any number of stages runs, on one device."""
-    return {"devices": device, "optimizer": options.optimizer_of(0), "clip_over": "stage"}
+    return {"devices": device, "optimizer": options.optimizer_of(0)}
 
 
-def under_load(options: Options, num_stages: int) -> dict[str, str]:
-    """Return changes of options with which every stage has the lag that it has under load."""
+def recorded(options: Options, num_stages: int) -> dict[str, str]:
+    """Return changes of options with which each stage does all that it does under load, itself."""
     is_greedy = options.schedule == "greedy" and num_stages > 1
-    return {"schedule": "1f1b"} if is_greedy else {}
+    return {"clip_over": "stage"} | ({"schedule": "1f1b"} if is_greedy else {})
 
 
 def share_out(singles: Sequence[Cost], whole: Cost) -> tuple[Cost, list[Cost]]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from streamflow.pipeline.costs import Cost
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.profiling import share_out, time_hand_over
+from streamflow.pipeline.profiling import recorded, share_out, time_hand_over
 from streamflow.pipeline.rehearsal import Rehearsal, Subject, in_turn, low, low_costs
 from tests.pipeline.networks import SGD, chain, stream
 
@@ -80,6 +80,13 @@ def test_a_measurement_leaves_nothing_in_flight(executor: str) -> None:
         assert made == [rehearsal.count + 3] * 3
     finally:
         rehearsal.close()
+
+
+def test_a_recording_sees_updates_in_their_stage_and_the_lag_under_load() -> None:
+    assert recorded(Options(schedule="greedy"), 2) == {"clip_over": "stage", "schedule": "1f1b"}
+    assert recorded(Options(schedule="greedy"), 1) == {"clip_over": "stage"}
+    lockstep = Options(schedule="lockstep", backward="newest")
+    assert recorded(lockstep, 3) == {"clip_over": "stage"}
 
 
 def test_layers_and_stage_together_take_what_the_whole_takes() -> None:
