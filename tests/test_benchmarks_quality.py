@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality import __main__ as program
-from benchmarks.quality import checks, loads, plots, results, streams, tuning
+from benchmarks.quality import checks, loads, plots, results, stability, streams, tuning
 from benchmarks.quality.clock import Answers, Clock, Durations
 from benchmarks.quality.learning import Scheme, Scores, build, learn, replicate
 from benchmarks.quality.streams import Stream, StreamSpec
@@ -228,6 +228,18 @@ def test_a_quick_run_tells_and_draws_everything(
     plots.main(kept, tmp_path)
     assert "loss / sequential loss" in (tmp_path / "quality-delay.svg").read_text()
     assert "mean squared error" in (tmp_path / "quality-load.svg").read_text()
+
+
+def test_the_table_at_equal_rates_has_a_ratio_for_every_seed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        stability.main(40, [-30])
+    finally:
+        torch.set_flush_denormal(False)
+    *_, row = capsys.readouterr().out.strip().splitlines()
+    # At a rate this small nobody has learned anything yet.
+    assert row == "| 0.0000 | 1.00, 1.00, 1.00 | 1.00, 1.00, 1.00 | 1.00, 1.00, 1.00 |"
 
 
 def test_rows_of_a_chunk_reach_their_replicas() -> None:

@@ -112,7 +112,8 @@ def _draw_loads(axes: Axes, cells: Sequence[Cell]) -> None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    loads = sorted({cell.load or 0.0 for cell in cells})
+    greatest = max(cell.load or 0.0 for cell in cells)
+    loads = [load for load in (0.5, 1, 2, 4, 8, 16) if load <= greatest]
     axes.set_xticks(loads, [f"{load:g}" for load in loads])
     losses = [cell.loss for cell in cells]
     ticks = [m * 10.0**e for e in range(-3, 2) for m in (1, 1.5, 2, 3, 5, 7)]

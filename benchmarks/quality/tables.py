@@ -51,7 +51,7 @@ def _delay_table(cells: Sequence[Cell], sequential: Cell) -> str:
         if has_classes:
             row += [f"{mean(cell.accuracies or ()):.4f}" for cell in own]
         rows.append([*row, *(_rate(cell) for cell in own)])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _ratio(values: tuple[float, float, float]) -> str:
@@ -82,7 +82,7 @@ def cost_table(results: Results) -> str:
     header = ["stages", "forward", "forward with graph", "backward", "late backward", "last stage"]
     header += ["capacity, greedy + own", "1f1b + own", "lockstep + newest"]
     text = f"Sequential loop: {1 / sequential_period(costs):,.0f} samples/s. Microseconds of the "
-    return f"{text}first stage; of the last a forward and a backward.\n\n{_table(header, rows)}"
+    return f"{text}first stage; of the last a forward and a backward.\n\n{table(header, rows)}"
 
 
 def load_tables(results: Results) -> str:
@@ -105,7 +105,7 @@ def _load_table(cells: Sequence[Cell]) -> str:
     ]
     verdicts = [plan_by_best(cells, load)[0] for load in loads]
     rows.append(["plan by best contestant", *(f"{verdict:.3f}" for verdict in verdicts)])
-    return _table(["loss at load", *(f"{load:g}" for load in loads)], rows)
+    return table(["loss at load", *(f"{load:g}" for load in loads)], rows)
 
 
 def _mark(cell: Cell, cells: Sequence[Cell]) -> str:
@@ -118,7 +118,7 @@ def _mark(cell: Cell, cells: Sequence[Cell]) -> str:
 def _taken_table(cells: Sequence[Cell]) -> str:
     rows = [[name, *(f"{cell.taken:.0%}" for cell in _row(cells, name))] for name in (*FIXED, PLAN)]
     rows.append(["stages of the plan", *(str(cell.stages) for cell in _row(cells, PLAN))])
-    return _table(["share at load", *(f"{load:g}" for load in _loads(cells))], rows)
+    return table(["share at load", *(f"{load:g}" for load in _loads(cells))], rows)
 
 
 def plan_by_best(cells: Sequence[Cell], load: float) -> tuple[float, str]:
@@ -151,6 +151,7 @@ def _row(cells: Sequence[Cell], name: str) -> list[Cell]:
     return sorted(own, key=lambda cell: cell.load or 0.0)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table with figures to the right of names."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
