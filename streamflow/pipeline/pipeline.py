@@ -1,5 +1,6 @@
 """The pipeline: what a caller sees of stages, schedules and executors."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -379,8 +380,10 @@ class Pipeline:
             raise self._failure
         if not self._is_closed:
             self.drain()
+        if self._loaded is not None:
+            return copy.deepcopy(self._loaded)
         return {
-            **(self._loaded or saving.save(self._stages)),
+            **saving.save(self._stages),
             "module": saving.copy(dict(self._module.state_dict())),
             "counters": self.counters,
             "cuts": list(self._flow.assembly.cuts) if self._flow else None,

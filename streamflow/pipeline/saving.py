@@ -8,9 +8,7 @@ from torch import Tensor
 
 from streamflow.pipeline import trees
 from streamflow.pipeline.stage import Stage
-from streamflow.pipeline.updates import Updates
-
-_NOT_SETTINGS = ("params", "param_names")
+from streamflow.pipeline.updates import Updates, settings_of
 
 
 def copy(tree: Any) -> Any:
@@ -51,30 +49,42 @@ def load(stages: Sequence[Stage], saved: dict[str, Any]) -> None:
 
 
 def _save_optimizers(stages: Iterable[Stage]) -> dict[str, Any]:
-    """Return ``state`` and ``settings`` (learning rate and the like) of every parameter by name."""
-    state, settings = {}, {}
+    """Return by parameter ``state``, ``settings`` (learning rate ...), and those ``declared``."""
+    state, settings, declared = {}, {}, {}
     for stage in stages:
-        for name, parameter, group in _groups(stage.updates):
-            assert stage.updates.optimizer is not None
-            state[name] = copy(dict(stage.updates.optimizer.state.get(parameter, {})))
-            settings[name] = copy({k: v for k, v in group.items() if k not in _NOT_SETTINGS})
-    return {"state": state, "settings": settings}
+        for name, parameter, index in _places(stage.updates):
+            optimizer = stage.updates.optimizer
+            assert optimizer is not None
+            state[name] = copy(dict(optimizer.state.get(parameter, {})))
+            settings[name] = copy(settings_of(optimizer.param_groups[index]))
+            declared[name] = copy(stage.updates.declared_groups[index])
+    return {"state": state, "settings": settings, "declared": declared}
 
 
 def _load_optimizers(stages: Iterable[Stage], saved: dict[str, Any]) -> None:
-    """Set states by name; settings only where a whole group agrees."""
+    """Set states by name; settings where a whole group agrees and their declaration is the same."""
     for stage in stages:
-        agreed: dict[int, tuple[dict[str, Any], dict[str, Any] | None]] = {}
-        for name, parameter, group in _groups(stage.updates):
+        agreed: dict[int, Any] = {}
+        for name, parameter, index in _places(stage.updates):
+            optimizer = stage.updates.optimizer
+            assert optimizer is not None
+            optimizer.state[parameter] = _moved(saved["state"].get(name, {}), parameter)
+            own = stage.updates.declared_groups[index]
+            settings = saved["settings"].get(name, {})
+            kept = _undisputed(settings, saved["declared"].get(name, {}), own)
+            if "lr" not in kept:
+                kept.pop("initial_lr", None)
+            agreed[index] = kept if agreed.get(index, kept) == kept else {}
+        for index, kept in agreed.items():
             assert stage.updates.optimizer is not None
-            stage.updates.optimizer.state[parameter] = _moved(
-                saved["state"].get(name, {}), parameter
-            )
-            settings = saved["settings"].get(name)
-            _, known = agreed.setdefault(id(group), (group, settings))
-            agreed[id(group)] = (group, settings if settings == known else None)
-        for group, settings in agreed.values():
-            group.update(copy(settings or {}))
+            stage.updates.optimizer.param_groups[index].update(copy(kept))
+
+
+def _undisputed(
+    saved: dict[str, Any], declared: dict[str, Any], own: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the saved values but of what is declared otherwise now: a new declaration wins."""
+    return {k: v for k, v in saved.items() if declared.get(k) == own.get(k)}
 
 
 def _moved(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
@@ -86,18 +96,24 @@ def _moved(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     return {key: moved(key, value) for key, value in state.items()}
 
 
-def _groups(updates: Updates) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
+def _places(updates: Updates) -> Iterable[tuple[str, Tensor, int]]:
+    """Yield every parameter with its name and the index of its group."""
     optimizer: torch.optim.Optimizer | None = updates.optimizer
     if optimizer is None:
         return
     names = {id(parameter): name for name, parameter in updates.parameters.items()}
-    for group in optimizer.param_groups:
+    for index, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
-            yield names[id(parameter)], parameter, group
+            yield names[id(parameter)], parameter, index
 
 
 def _save_scheduler(updates: Updates) -> dict[str, Any] | None:
-    return None if updates.scheduler is None else copy(updates.scheduler.state_dict())
+    if updates.scheduler is None:
+        return None
+    return {
+        "state": copy(updates.scheduler.state_dict()),
+        "declared": copy(updates.declared_schedule),
+    }
 
 
 def _load_scheduler(
@@ -107,14 +123,19 @@ def _load_scheduler(
     if updates.scheduler is None or updates.optimizer is None:
         return
     if index is not None:
-        state = saved[index] if index < len(saved) else None
+        found = saved[index] if index < len(saved) else None
     else:
-        state = next((state for state in saved if state is not None), None)
-    if state is None:
+        found = next((state for state in saved if state is not None), None)
+    if found is None:
         return
+    state, declared = found["state"], found["declared"]
     if index is None:
-        state = _with_rates(state, updates.optimizer.param_groups)
-    updates.scheduler.load_state_dict(copy(state))
+        groups = updates.optimizer.param_groups
+        state, declared = _with_rates(state, groups), _with_rates(declared, groups)
+        own = _with_rates(updates.declared_schedule, groups)
+    else:
+        own = updates.declared_schedule
+    updates.scheduler.load_state_dict(copy(_undisputed(state, declared, own)))
 
 
 def _with_rates(state: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:

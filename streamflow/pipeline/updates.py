@@ -21,6 +21,8 @@ class Updates:
         made: Updates made.
         skipped: Samples that were to be learned but whose loss or gradient was not finite.
         pending: Gradients accepted since the last update.
+        declared_groups: Settings of the optimizer's groups as they were made.
+        declared_schedule: State of the scheduler as it was made.
     """
 
     def __init__(
@@ -36,11 +38,15 @@ class Updates:
         self.made = self.skipped = self.pending = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.declared_groups: list[dict[str, Any]] = []
+        self.declared_schedule: dict[str, Any] = {}
         if factory is not None and parameters:
             self.optimizer = factory(_groups(parameters, options))
+            self.declared_groups = [settings_of(group) for group in self.optimizer.param_groups]
             if options.scheduler is not None:
                 self.scheduler = options.scheduler(self.optimizer)
                 _check_scheduler(self.scheduler)
+                self.declared_schedule = dict(self.scheduler.state_dict())
         self._accumulate = options.accumulate
         self._clip_norm = clip_norm
         self._trainable = [p for p in parameters.values() if p.requires_grad]
@@ -98,6 +104,11 @@ class Updates:
             parameter.grad = None
         self.pending = 0
         self.made += 1
+
+
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a group of parameters: learning rate and the like."""
+    return {k: v for k, v in group.items() if k not in ("params", "param_names")}
 
 
 def clip(stages: Sequence[Updates], max_norm: float) -> None:

@@ -51,6 +51,7 @@ def test_the_choice_is_kept_by_a_saved_state() -> None:
             second.load_state_dict(state)
             assert second.counters["samples"] == 10
             assert second.state_dict()["counters"] == state["counters"]
+            assert second.state_dict()["cuts"] == ["1", "2", "5"]
             assert torch.equal(second.process(inputs, targets), wanted)
             assert second.state_dict()["cuts"] == ["1", "2", "5"]
 

@@ -313,3 +313,32 @@ def test_modes_may_change_between_calls_although_code_was_traced() -> None:
         torch.testing.assert_close(pipe.infer(inputs), wanted)
         net.train()
         assert not torch.allclose(pipe.infer(inputs), wanted)
+
+
+@pytest.mark.parametrize("stages", [["2", "4"], ["3"]])
+def test_settings_that_are_declared_otherwise_win_over_saved_ones(stages: list[str]) -> None:
+    inputs, targets = stream(6, seed=0)
+    halving = partial(StepLR, step_size=2, gamma=0.5)
+    with learner(chain(KINDS, 0), scheduler=halving) as first:
+        first.process(inputs, targets)
+        state = first.state_dict()
+    for lr, momentum in [(0.05, 0.5), (0.2, 0.5), (0.05, 0.9)]:
+        optimizer = partial(SGD, lr=lr, momentum=momentum)
+        net = chain(KINDS, 0)
+        with learner(net, stages=stages, scheduler=halving, optimizer=optimizer) as second:
+            second.load_state_dict(state)
+            settings = second.state_dict()["optimizer"]["settings"]["0.weight"]
+        assert settings["lr"] == (0.05 / 8 if lr == 0.05 else lr)
+        assert settings["momentum"] == momentum
+
+
+def test_a_schedule_that_is_declared_otherwise_wins() -> None:
+    inputs, targets = stream(6, seed=0)
+    with learner(chain(KINDS, 0), scheduler=partial(StepLR, step_size=2, gamma=0.5)) as first:
+        first.process(inputs, targets)
+        state = first.state_dict()
+    with learner(chain(KINDS, 0), scheduler=partial(StepLR, step_size=2, gamma=0.1)) as second:
+        second.load_state_dict(state)
+        second.process(inputs[:2], targets[:2])
+        rate = second.state_dict()["optimizer"]["settings"]["5.weight"]["lr"]
+    assert rate == pytest.approx(0.05 / 8 * 0.1)
