@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from streamflow.config.scalars import resolve
-from streamflow.config.tree import Items, Scalar, Tree
+from streamflow.config.tree import DEEPEST, Items, Scalar, Tree
 from streamflow.config.variables import VariableError, has_variables, substitute
 from streamflow.errors import GraphError, Place, Problem
 from streamflow.validation import show
@@ -98,6 +98,9 @@ def flatten(tree: Tree, environment: Mapping[str, str]) -> Document:
     def value_of(tree: Tree, location: Location) -> Any:
         if len(document.spots) > LARGEST:
             message = f"expected at most {LARGEST} values, found more; use fewer aliases"
+            raise GraphError([Problem((), message, place=tree.place)])
+        if len(location) > DEEPEST:  # deeper than it is written: an alias holds another, and so on
+            message = f"expected at most {DEEPEST} levels, found more; do not nest aliases"
             raise GraphError([Problem((), message, place=tree.place)])
         if isinstance(tree, Scalar):
             return _scalar(tree, location, environment, document)
