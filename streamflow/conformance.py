@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 
-from streamflow.nodes import Context, Fetch, Reader, Sink, Source, Writer
+from streamflow.nodes import Context, Fetch, Reader, Resume, Sink, Source, Writer
 from streamflow.records import Batch, Partition, Record, to_columns
 
 LONGEST_WAIT: Final = 30.0
@@ -93,6 +95,61 @@ async def check_sink(
                 await _check_rejection(writer, read_back, list(values), bad)
             await writer.flush()
         await _check_sink_closes(make, context)
+
+
+async def check_rereading_source(
+    make: Callable[[], Source], values: Sequence[Any], *, folder: Path | None = None
+) -> None:
+    """Check that a source goes on at any position, as after a checkpoint.
+
+    Args:
+        make: As for `check_source`.
+        values: Likewise.
+        folder: Where relative paths start.
+    """
+    assert make().rereads, "expected a source that says it can be read again"
+    context = Context("source", folder or Path(), is_checkpointed=True)
+    with anyio.fail_after(LONGEST_WAIT):
+        whole = await _read_anew(make(), context)
+        for cut in sorted({0, 1, len(values) // 2, len(values) - 1}):
+            partition, position, _ = whole[cut]
+            resume = Resume(positions={partition.place: position} if cut else {})
+            rest = await _read_anew(make(), replace(context, resume=resume))
+            assert rest == whole[cut:], f"from record {cut} on: {_difference(whole[cut:], rest)}"
+
+
+async def check_cut_back_sink(
+    make: Callable[[], Sink],
+    read_back: Callable[[], Awaitable[list[Any]]],
+    values: Sequence[Any],
+    *,
+    folder: Path | None = None,
+) -> None:
+    """Check that what a sink wrote after its mark is gone once a run goes on from there.
+
+    Args:
+        make: As for `check_sink`.
+        read_back: Likewise.
+        values: Likewise.
+        folder: Where relative paths start.
+    """
+    assert make().cuts_back, "expected a sink that says it can be cut back"
+    context = Context("sink", folder or Path(), is_checkpointed=True)
+    start = 0
+    with anyio.fail_after(LONGEST_WAIT):
+        for stop in (0, 1, len(values)):
+            async with make().open(context) as writer:
+                if start < stop:
+                    await writer.write(make_batch(values[start:stop], start))
+                await writer.flush()
+                mark = json.loads(json.dumps(dict(await writer.mark())))
+                await writer.write(make_batch(values[:2], stop))
+                await writer.flush()
+            start, context = stop, replace(context, resume=Resume(mark=mark))
+        async with make().open(context):
+            pass
+        got = await read_back()
+        assert got == list(values), f"after it was cut back: {_difference(values, got)}"
 
 
 async def check_stalled_sink(make: Callable[[], Sink], values: Sequence[Any]) -> None:
@@ -184,6 +241,17 @@ async def _read_to_end(reader: Reader, *, is_impatient: bool) -> list[Fetch]:
         return fetches
     message = "expected EndOfStream from every receive after the end"
     raise AssertionError(message)
+
+
+async def _read_anew(source: Source, context: Context) -> list[tuple[Partition, int, Any]]:
+    """Return every record with its place and position."""
+    async with source.open(context) as reader:
+        batches = [fetch.batch for fetch in await _read_to_end(reader, is_impatient=False)]
+    return [
+        record
+        for batch in batches
+        for record in zip(batch.partitions, batch.offsets, batch.rows(), strict=True)
+    ]
 
 
 def _check_fetches(fetches: Sequence[Fetch], values: Sequence[Any], name: str) -> None:

@@ -12,7 +12,9 @@ saw is in their ``probe``. The ``check_`` functions hold a node of yours against
 """
 
 from streamflow.conformance import (
+    check_cut_back_sink,
     check_live_source,
+    check_rereading_source,
     check_sink,
     check_source,
     check_stalled_sink,
@@ -36,8 +38,10 @@ __all__ = [
     "ListWriter",
     "SinkProbe",
     "SourceProbe",
+    "check_cut_back_sink",
     "check_live_source",
     "check_operator",
+    "check_rereading_source",
     "check_sink",
     "check_source",
     "check_stalled_sink",

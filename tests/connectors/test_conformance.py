@@ -2,7 +2,8 @@
 
 import os
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from streamflow.nodes import Context, Reader, Writer
 from streamflow.records import Batch, Partition
 from streamflow.testing import (
     Gate,
+    ListReader,
     ListSink,
     ListSource,
+    ListWriter,
     SinkProbe,
+    check_cut_back_sink,
     check_live_source,
+    check_rereading_source,
     check_sink,
     check_source,
     check_stalled_sink,
@@ -57,6 +62,7 @@ async def write_file(path: str, folder: Path) -> None:
 
 async def test_the_list_source() -> None:
     await check_source(lambda: ListSource(values=tuple(VALUES)), VALUES)
+    await check_rereading_source(lambda: ListSource(values=tuple(VALUES)), VALUES)
 
 
 async def test_the_list_sink() -> None:
@@ -70,6 +76,8 @@ async def test_the_list_sink() -> None:
 
     await check_sink(lambda: ListSink(reject=reject, probe=probe), read_back, VALUES, bad=BAD)
     await check_stalled_sink(lambda: ListSink(gate=Gate(is_open=False)), VALUES)
+    probe.records.clear()
+    await check_cut_back_sink(lambda: ListSink(probe=probe), read_back, VALUES)
 
 
 async def test_a_memory_source_of_an_iterable() -> None:
@@ -108,6 +116,7 @@ async def test_a_file_source(tmp_path: Path, suffix: str) -> None:
     path = f"in.{suffix}"
     await write_file(path, tmp_path)
     await check_source(lambda: FileSource(path=path), VALUES, folder=tmp_path)
+    await check_rereading_source(lambda: FileSource(path=path), VALUES, folder=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -123,6 +132,16 @@ async def test_a_file_sink(tmp_path: Path, suffix: str) -> None:
         return await read_file(copy, tmp_path)
 
     await check_sink(lambda: FileSink(path=path), read_back, VALUES, bad=BAD, folder=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+async def test_a_file_sink_that_is_cut_back(tmp_path: Path, suffix: str) -> None:
+    path = f"out.{suffix}"
+
+    async def read_back() -> list[Any]:
+        return await read_file(path, tmp_path)
+
+    await check_cut_back_sink(lambda: FileSink(path=path), read_back, VALUES, folder=tmp_path)
 
 
 async def test_a_pipe_as_a_source(tmp_path: Path) -> None:
@@ -162,3 +181,40 @@ async def test_the_checks_find_what_flush_did_not_deliver() -> None:
 
     with pytest.raises(AssertionError, match="delivered after flush"):
         await check_sink(ListSink, read_back, VALUES)
+
+
+class Forgetful(ListSource):
+    """Begins anew whatever a checkpoint says."""
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncGenerator[ListReader]:
+        async with super().open(Context(context.name)) as reader:
+            yield reader
+
+
+class Careless(ListSink):
+    """Keeps what it wrote after its mark."""
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncGenerator[ListWriter]:
+        async with super().open(Context(context.name)) as writer:
+            yield writer
+
+
+async def test_the_checks_find_what_does_not_go_on_at_a_checkpoint() -> None:
+    with pytest.raises(AssertionError, match="from record 1 on"):
+        await check_rereading_source(lambda: Forgetful(values=tuple(VALUES)), VALUES)
+    probe = SinkProbe()
+
+    async def read_back() -> list[Any]:
+        return probe.values
+
+    with pytest.raises(AssertionError, match="after it was cut back"):
+        await check_cut_back_sink(lambda: Careless(probe=probe), read_back, VALUES)
+
+
+async def test_memory_says_that_it_does_not_go_on_at_a_checkpoint() -> None:
+    assert not MemorySource(records=VALUES).rereads
+    assert not MemorySink().cuts_back
+    async with MemorySink().open(Context("sink", is_checkpointed=True)) as writer:
+        assert await writer.mark() == {}
