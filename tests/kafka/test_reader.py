@@ -200,7 +200,7 @@ async def test_a_second_reader_takes_over_what_the_first_does_not_finish_in_time
             while len(again) < 2:
                 again += (await second.receive()).batch.offsets
         await first.commit(dict.fromkeys(old, 3))  # of the epoch before: left out
-    assert again == [1, 2]
+    assert again in ([1, 2], [1, 2, 1, 2])  # the group may give it one partition, or both
     assert {await committed(real_broker, group, topic, number) for number in range(2)} == {1}
 
 

@@ -255,7 +255,7 @@ def test_parameters_that_only_optional_arguments_use_are_refused() -> None:
 
     with (
         Pipeline(with_forward(forward), stages=["b"]) as pipe,
-        pytest.raises(SampleError, match=r"'c.weight' in calls without optional arguments"),
+        pytest.raises(PartitionError, match=r"'c.weight' in calls without optional arguments"),
     ):
         pipe.infer((X, Y))
 
