@@ -1,8 +1,6 @@
-"""Files that a run goes on with: what a checkpoint says is kept, and nothing else."""
+"""Files that are written on: as if nothing had happened, and no record lost or torn."""
 
-import csv
 import gzip
-import io
 import json
 import logging
 import os
@@ -10,192 +8,21 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
-import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamflow.conformance import make_batch
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Context, Resume
-from streamflow.records import Place
-from streamflow_connectors.files import FileSink, FileSource
-
-Item = tuple[str, int, Any]
-"""A path, a row, and the value or the bytes that are none."""
-
-texts = st.text('ab1",\n\r ;€', max_size=6)
-cells = st.none() | st.integers(-99, 99) | texts
-rows = st.fixed_dictionaries({"a": cells, "b": texts})
-suffixes = st.sampled_from(["csv", "jsonl", "msgpack", "csv.gz", "jsonl.gz", "msgpack.gz"])
-
-
-def resuming(folder: Path, resume: Resume | None = None) -> Context:
-    return Context("node", folder, is_checkpointed=True, resume=resume)
-
-
-def read(folder: Path, path: str, positions: Mapping[str, int] | None = None) -> list[Item]:
-    """Return every record of a source, good or bad, with its place, as they come."""
-    places: dict[Place, int] = {(("path", name),): row for name, row in (positions or {}).items()}
-    items: list[Item] = []
-
-    async def run() -> None:
-        context = resuming(folder, Resume(positions=places) if positions else None)
-        async with FileSource(path=path).open(context) as reader:
-            while True:
-                try:
-                    fetch = await reader.receive()
-                except anyio.EndOfStream:
-                    return
-                parts = [(fetch.batch, fetch.batch.rows())]
-                if fetch.rejected is not None:
-                    originals = fetch.rejected.batch.originals
-                    assert originals is not None
-                    parts.append((fetch.rejected.batch, list(originals)))
-                found = [
-                    (str(position["path"]), int(position["line"]), value)
-                    for batch, values in parts
-                    for position, value in zip(batch.positions(), values, strict=True)
-                ]
-                items.extend(sorted(found, key=lambda item: item[1]))
-                [end] = fetch.ends.values()
-                assert end == items[-1][1] + 1
-
-    anyio.run(run)
-    return items
-
-
-def values(items: Sequence[Item]) -> list[Any]:
-    return [value for _, _, value in items]
-
-
-def csv_row(row: Mapping[str, Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(row.values())
-    return text.getvalue()[:-2].encode() + b"\n"
-
-
-PARTS: dict[str, Callable[[Mapping[str, Any]], bytes]] = {
-    "csv": csv_row,
-    "jsonl": lambda row: json.dumps(row).encode() + b"\n",
-    "msgpack": lambda row: bytes(msgpack.packb(row)),
-}
-BAD = {
-    "csv": [b"7\n", b"\xff,x\n", b"\r\n", b"\n", b'1,"\n'],
-    "jsonl": [b"{\n", b"\xff\n", b"\r\n", b"\n"],
-    "msgpack": [b"\xa1\xff"],
-}
-
-
-@st.composite
-def files(draw: st.DrawFn) -> tuple[str, bytes]:
-    """Draw a suffix, and the bytes of a file with good records, bad ones and empty lines."""
-    suffix = draw(suffixes)
-    kind = suffix.removesuffix(".gz")
-    parts = draw(st.lists(rows.map(PARTS[kind]) | st.sampled_from(BAD[kind]), max_size=8))
-    content = b"".join(parts) * draw(st.sampled_from([1, 1, 700]))
-    content = b"a,b\n" * (kind == "csv") + content + draw(st.sampled_from([b"", b"1"]))
-    return suffix, gzip.compress(content) if suffix.endswith(".gz") else content
-
-
-@given(files(), st.integers(0, 10_000))
-@example(("csv", b'\xef\xbb\xbfa,b\r\n1,"x\r\ny"\r\n\r\n2,z'), 1)
-@settings(deadline=None)
-def test_reading_on_is_reading_the_rest(file: tuple[str, bytes], cut: int) -> None:
-    suffix, data = file
-    with TemporaryDirectory() as folder:
-        path = f"in.{suffix}"
-        Path(folder, path).write_bytes(data)
-        whole = read(Path(folder), path)
-        start = 1 + cut % (len(whole) + 1)
-        assert [row for _, row, _ in whole] == list(range(1, len(whole) + 1))
-        assert read(Path(folder), path, {path: start}) == whole[start - 1 :]
-
-
-def test_finished_files_are_left_out_and_new_ones_read_from_their_beginning(
-    tmp_path: Path,
-) -> None:
-    for name in "acd":
-        (tmp_path / f"{name}.csv").write_text(f"x\n{name}1\n{name}2\n{name}3\n")
-    before = {"a.csv": 4, "c.csv": 3}
-    (tmp_path / "b.csv").write_text("x\nb1\n")
-    assert read(tmp_path, "*.csv", before) == [
-        ("b.csv", 1, {"x": "b1"}),
-        ("c.csv", 3, {"x": "c3"}),
-        ("d.csv", 1, {"x": "d1"}),
-        ("d.csv", 2, {"x": "d2"}),
-        ("d.csv", 3, {"x": "d3"}),
-    ]
-
-
-def test_rows_that_were_added_to_a_finished_file_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b"1\n2\n3\n")
-    assert read(tmp_path, "a.jsonl", {"a.jsonl": 3}) == [("a.jsonl", 3, 3)]
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
-def test_a_file_that_is_shorter_than_its_position(tmp_path: Path, name: str) -> None:
-    content = b"x\n1\n2\n" if "csv" in name else b"1\n2\n"
-    (tmp_path / name).write_bytes(gzip.compress(content) if "gz" in name else content)
-    assert read(tmp_path, name, {name: 3}) == []
-    expected = rf"expected at least 3 rows in {name} as the checkpoint says, found 2; .*--reset"
-    with pytest.raises(ConnectorError, match=expected):
-        read(tmp_path, name, {name: 4})
-
-
-@pytest.mark.parametrize("path", ["*.csv", "gone.csv", "a.csv"])
-def test_a_file_that_is_gone(tmp_path: Path, path: str) -> None:
-    (tmp_path / "a.csv").write_text("x\n1\n")
-    with pytest.raises(ConnectorError, match=r"expected to go on in gone\.csv .*--reset"):
-        read(tmp_path, path, {"gone.csv": 1})
-    (tmp_path / "b").write_text("x\n1\n")  # there, but not read any more
-    with pytest.raises(ConnectorError, match=r"expected to go on in b .*--reset"):
-        read(tmp_path, "a.csv", {"b": 1})
-
-
-def test_damage_among_rows_that_are_left_out_is_said(tmp_path: Path) -> None:
-    (tmp_path / "a.msgpack").write_bytes(b"\x01\xc1\x02")
-    with pytest.raises(ConnectorError, match="not msgpack after row 1"):
-        read(tmp_path, "a.msgpack", {"a.msgpack": 3})
-
-
-def test_many_rows_are_left_out_without_decoding_them(tmp_path: Path) -> None:
-    lines = b"not json\n" * 600_000 + b"1\n"
-    (tmp_path / "a.jsonl").write_bytes(lines)
-    assert read(tmp_path, "a.jsonl", {"a.jsonl": 600_001}) == [("a.jsonl", 600_001, 1)]
-
-
-@pytest.mark.parametrize("declare", [FileSource, FileSink])
-def test_what_can_go_on_shows_where_the_path_tells(tmp_path: Path, declare: Any) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "file").touch()
-    paths = ["-", "/dev/null", str(tmp_path / "pipe"), str(tmp_path / "file"), "new", "/x/*.csv"]
-    nodes = [declare(path=path, format="json") for path in paths]
-    goes_on = [node.rereads if declare is FileSource else node.cuts_back for node in nodes]
-    assert goes_on == [False, False, False, True, True, True]
-
-
-def test_a_pipe_begins_where_it_is_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    descriptor = os.open(tmp_path / "pipe.jsonl", os.O_RDWR)
-    os.write(descriptor, b"5\n6\n")
-
-    async def run() -> None:
-        resume = Resume(positions={(("path", "pipe.jsonl"),): 10})
-        async with FileSource(path="pipe.jsonl").open(resuming(tmp_path, resume)) as reader:
-            assert (await reader.receive()).batch.rows() == [5, 6]
-
-    anyio.run(run)
-    os.close(descriptor)
-    assert "pipe.jsonl is no file that could be read again" in caplog.text
+from streamflow_connectors.files import FileSink
+from tests.connectors.file_records import PARTS, read, resuming, rows, suffixes, values
 
 
 class Output:
