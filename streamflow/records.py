@@ -263,10 +263,14 @@ def column_items(column: Column) -> Iterable[Any]:
     return column.tolist()  # type: ignore[no-any-return]  # numpy types it by the array's dtype
 
 
-def estimate_bytes(value: Any) -> int:
-    """Return about how much memory a decoded value takes; cheap, and never exact."""
+def estimate_bytes(value: Any, *, levels: int = 8) -> int:
+    """Return about how much memory a decoded value takes; cheap, and never exact.
+
+    Mappings within mappings count down to so many ``levels``: a record may nest without end.
+    """
     if isinstance(value, Mapping):
-        return 64 + sum(32 + estimate_bytes(item) for item in value.values())
+        inner = value.values() if levels else ()
+        return 64 + sum(32 + estimate_bytes(item, levels=levels - 1) for item in inner)
     if isinstance(value, list | tuple):
         return 64 + 16 * len(value)
     return int(getattr(value, "nbytes", 0)) or 32 + (

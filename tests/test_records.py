@@ -198,3 +198,11 @@ def test_positions() -> None:
 )
 def test_larger_values_take_more_memory(small: Any, large: Any) -> None:
     assert 0 < estimate_bytes(small) < estimate_bytes(large)
+
+
+def test_the_size_of_a_value_that_nests_without_end_is_estimated() -> None:
+    value: Any = {}
+    for _ in range(50_000):
+        value = {"deeper": value}
+    assert 64 < estimate_bytes(value) < 2000
+    assert estimate_bytes({"a": {"b": "x" * 1000}}) > 1000
