@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -68,9 +68,13 @@ class Node(Declaration):
 
     Attributes:
         requires: What to install, by the module that shows whether it is there.
+        incidental: Options of a source or operator that say nothing about which records come or
+            what becomes of them, such as addresses and timeouts: with others a graph is still the
+            one that its checkpoints are of. Those of all parent classes count.
     """
 
     requires: ClassVar[dict[str, str]] = {}
+    incidental: ClassVar[frozenset[str]] = frozenset()
 
     def deep_problems(self, folder: Path) -> Iterator[Problem]:
         """Yield what is only found by importing or building things, located within the node.
@@ -224,6 +228,29 @@ class Sink(Receiver):
     def cuts_back(self) -> bool:
         """Whether what it wrote after a checkpoint is gone when a run goes on from there."""
         return False
+
+    @property
+    def stores_positions(self) -> bool:
+        """Whether it stores the positions of the source itself, in one with what it writes."""
+        return False
+
+    def delivery_problems(
+        self,
+        sources: Mapping[str, Source],
+        sinks: Mapping[str, Sink],
+        *,
+        is_ordered: bool = True,
+        is_checkpointed: bool = True,
+    ) -> Iterator[Problem]:
+        """Yield what keeps the sink from delivering as it promises, located within the node.
+
+        Args:
+            sources: Of the whole graph, by name.
+            sinks: Likewise, without the one of the dead letters.
+            is_ordered: Whether records come in the order of the source, once at the most.
+            is_checkpointed: Whether the graph takes checkpoints.
+        """
+        yield from ()
 
     def adding(self) -> Sink:
         """Return the sink as one that adds to what it has written in earlier runs."""
@@ -382,4 +409,13 @@ class Writer(Protocol):
 
         Plain data; empty where the sink cannot. Called after `flush`, while nothing is written.
         """
+        ...
+
+
+@runtime_checkable
+class Retrying(Protocol):
+    """A reader or writer that tries again what fails, and says so."""
+
+    def retrying(self) -> str | None:
+        """Return what is tried again, since when and why, as text; ``None`` if all is well."""
         ...

@@ -43,6 +43,12 @@ class KafkaSource(Connection, Source):
 
     type: Literal["kafka"] = "kafka"
     requires: ClassVar[dict[str, str]] = REQUIRES
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("stop_at_end", "if_lost", "max_poll_records"),
+            *("session_timeout", "rebalance_timeout", "group_instance_id"),
+        }
+    )
 
     topics: tuple[str, ...] = Field(min_length=1, description="Topics to read.")
     partitions: tuple[int, ...] | None = Field(
@@ -194,10 +200,7 @@ class KafkaSink(Connection, Sink):
 
     @property
     def stores_positions(self) -> bool:
-        """Whether it stores the positions of the source itself, together with what it writes.
-
-        The source must not commit then, and goes on at a checkpoint whatever is committed.
-        """
+        """Whether it stores the positions of the source itself, in one with what it writes."""
         return self.delivery == "exactly_once"
 
     def delivery_problems(
@@ -256,7 +259,7 @@ class KafkaSink(Connection, Sink):
                 "use one way, or at_least_once"
             )
         others = [name for name, sink in sinks.items() if sink is not self]
-        storing = [name for name in others if _stores_positions(sinks[name])]
+        storing = [name for name in others if sinks[name].stores_positions]
         if storing:
             yield f"one sink that stores the positions, found {storing[0]} too; use at_least_once"
         elif others and not is_checkpointed:
@@ -297,10 +300,6 @@ class KafkaSink(Connection, Sink):
         from streamflow_connectors.kafka_writer import open_writer  # likewise
 
         return open_writer(self, context)
-
-
-def _stores_positions(sink: Sink) -> bool:
-    return isinstance(sink, KafkaSink) and sink.stores_positions
 
 
 def _hosts(connection: Connection) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
@@ -16,6 +16,13 @@ REQUIRES = {"aiokafka": "streamflow[kafka]"}
 
 class Connection(Declaration):
     """How to reach the brokers, for sources and sinks alike."""
+
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("bootstrap_servers", "connect_timeout", "retry_for", "username", "sasl_mechanism"),
+            *("ca_file", "cert_file", "key_file", "security_protocol"),
+        }
+    )
 
     bootstrap_servers: str = Field(
         min_length=1, description="host:port of one broker or several, separated by commas."

@@ -39,13 +39,8 @@ from streamflow.nodes import Context, Fetch, Reader, Sink, Source
 from streamflow.plugins import SINKS, load
 from streamflow.records import Batch, Headers, Partition, to_columns
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
-from streamflow.runtime.run import (
-    Checkpointing,
-    Run,
-    check_graph,
-    opened_checkpoints,
-    opened_run,
-)
+from streamflow.runtime.run import Run, opened_run
+from streamflow.runtime.starting import Checkpointing, check_graph, opened_checkpoints
 
 NEVER = 2**62
 """Records between checkpoints where there is to be only the last one."""

@@ -8,48 +8,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import anyio
-from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskStatus
 
-from streamflow.checkpoints import Snapshot, Store, difference, folder_of, identify, open_store
 from streamflow.errors import (
     CheckpointError,
     ConnectorError,
-    GraphError,
     MissingExtraError,
     NodeError,
-    Problem,
     RunStoppedError,
     StreamflowError,
     suggestion,
 )
 from streamflow.graph import Graph, Start
-from streamflow.nodes import Context, Operator, Receiver, Resume, Sink, Source
-from streamflow.plugins import missing_packages
 from streamflow.records import Headers, Record
-from streamflow.runtime.channels import Inbox, RoundRobinInbox
-from streamflow.runtime.checkpoints import Coordinator, Gate
-from streamflow.runtime.dead_letters import DeadLetters
+from streamflow.runtime.building import build_tasks, coordinate
+from streamflow.runtime.checkpoints import Coordinator
+from streamflow.runtime.starting import Checkpointing, check_graph, opened_checkpoints
 from streamflow.runtime.stats import CheckpointStats, NodeStats, Stats
-from streamflow.runtime.tasks import (
-    NodeTask,
-    ProcessorTask,
-    SinkTask,
-    SourceTask,
-    opened_in_thread,
-    waiting_at,
-)
+from streamflow.runtime.tasks import NodeTask, SinkTask, SourceTask
 
 logger = logging.getLogger("streamflow")
-
-DEAD_LETTER = "dead_letter"
-"""Name of the dead-letter sink among the nodes of a run."""
 
 
 @runtime_checkable
@@ -302,39 +285,6 @@ class Run:
             self._scope.cancel()
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpointing:
-    """What a run needs to go on from a checkpoint, and to take more.
-
-    Attributes:
-        snapshot: Where it goes on; None where there is no checkpoint yet.
-        is_rewind: Whether the checkpoint wins over positions that were committed after it.
-        write: Makes a snapshot safe.
-    """
-
-    snapshot: Snapshot | None
-    is_rewind: bool
-    write: Callable[[Snapshot], object]
-
-
-def coordinate(
-    tasks: Sequence[NodeTask], graph: Graph, write: Callable[[Snapshot], object]
-) -> Coordinator:
-    """Return what takes a graph's checkpoints, made known to all tasks."""
-    assert graph.checkpoint is not None
-    merges = [node.merge for _, _, node in graph.nodes() if isinstance(node, Receiver)]
-    coordinator = Coordinator(
-        tasks,
-        [task.gate for task in tasks if isinstance(task, SourceTask)],
-        write,
-        seconds=graph.checkpoint.seconds,
-        is_in_step="round_robin" in merges,
-    )
-    for task in tasks:
-        task.coordinator = coordinator
-    return coordinator
-
-
 @asynccontextmanager
 async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterator[Run]:
     """Check the graph, open its nodes, and give the run; see `Graph.open`."""
@@ -344,49 +294,6 @@ async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterato
         opened_run(graph, checkpoints) as run,
     ):
         yield run
-
-
-@asynccontextmanager
-async def opened_checkpoints(
-    graph: Graph, start: Start, instance: str
-) -> AsyncIterator[Checkpointing | None]:
-    """Lock the graph's folder of checkpoints, if it has one, and read where to go on.
-
-    Raises:
-        CheckpointError: Another run holds the folder, or no checkpoint in it can be used.
-        GraphError: The checkpoint is of another graph.
-    """
-    if graph.checkpoint is None:
-        if start.is_reset or start.checkpoint:
-            message = "expected a graph with checkpoints to begin otherwise, found one without"
-            raise GraphError([Problem(("checkpoint",), f"{message}; declare checkpoint")])
-        yield None
-        return
-    limiter = CapacityLimiter(1)
-    path = folder_of(graph.checkpoint.path, folder=graph.folder, instance=instance)
-    opening = open_store(path, identity=identify(graph), keep=graph.checkpoint.keep)
-    async with opened_in_thread(opening, limiter) as store:
-        snapshot = await to_thread.run_sync(_find_snapshot, graph, store, start, limiter=limiter)
-        is_rewind = start.checkpoint is not None
-        yield Checkpointing(snapshot, is_rewind, store.write)
-
-
-def _find_snapshot(graph: Graph, store: Store, start: Start) -> Snapshot | None:
-    """Return where a run begins, None at the streams' start; put aside what it leaves behind."""
-    if start.is_reset:
-        aside = store.put_aside(after=None)
-        logger.info("%s: begins anew; %d checkpoints are put aside", graph.name, len(aside))
-        return None
-    found = store.read(start.checkpoint) if start.checkpoint else store.latest()
-    if found is None:
-        return None
-    if problems := graph.locate(difference(found.manifest.identity, identify(graph))):
-        raise GraphError(problems)
-    snapshot = found.snapshot()
-    if start.checkpoint:
-        store.put_aside(after=start.checkpoint)
-    logger.info("%s: goes on from checkpoint %s", graph.name, found.name)
-    return snapshot
 
 
 @asynccontextmanager
@@ -418,18 +325,6 @@ async def opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIt
         run._tell_failure()
 
 
-async def check_graph(graph: Graph) -> None:
-    """Raise for everything that can be known before any node is opened."""
-    problems = [
-        Problem((section, name), message)
-        for section, name, node in graph.nodes()
-        for message in missing_packages(node.requires)
-    ]
-    problems = graph.locate(problems) or await to_thread.run_sync(graph.deep_problems)
-    if problems:
-        raise GraphError(problems)
-
-
 def _warn_of_fresh_weights(graph: Graph) -> None:
     """Say that what was learned before is not there where a source goes on from its positions."""
     resuming = [name for name, source in graph.sources.items() if source.keeps_positions]
@@ -441,75 +336,6 @@ def _warn_of_fresh_weights(graph: Graph) -> None:
             ", ".join(learning),
             ", ".join(resuming),
         )
-
-
-def build_tasks(
-    graph: Graph,
-    on_exhausted: Callable[[StreamflowError], None],
-    checkpoints: Checkpointing | None = None,
-) -> list[NodeTask]:
-    """Return one task for each node, connected by channels."""
-    letters, letter_sink = Inbox(DEAD_LETTER), graph.dead_letter
-    inboxes: dict[str, Inbox] = {}
-    tasks: dict[str, NodeTask] = {}
-    for section, name, node in graph.nodes():
-        context = _context(name, graph, checkpoints)
-        edge = letters.edge(name, buffer=letter_sink.buffer) if letter_sink else None
-        dead_letters = DeadLetters(name, edge, on_exhausted, graph.failure_budget)
-        if isinstance(node, Receiver):
-            inboxes[name] = (RoundRobinInbox if node.merge == "round_robin" else Inbox)(name)
-        if isinstance(node, Source):
-            tasks[name] = SourceTask(node, context, dead_letters, _gate(name, graph, checkpoints))
-        elif isinstance(node, Operator):
-            kind = "model" if section == "models" else "operator"
-            tasks[name] = ProcessorTask(node, kind, inboxes[name], context, dead_letters)
-        elif isinstance(node, Sink):
-            tasks[name] = SinkTask(node, inboxes[name], context, dead_letters)
-    _connect(graph, tasks, inboxes, checkpoints.snapshot if checkpoints else None)
-    if letter_sink:
-        logged = DeadLetters(DEAD_LETTER, None, on_exhausted, graph.failure_budget)
-        context = _context(DEAD_LETTER, graph, checkpoints)
-        tasks[DEAD_LETTER] = SinkTask(letter_sink, letters, context, logged)
-    return list(tasks.values())
-
-
-def _connect(
-    graph: Graph,
-    tasks: Mapping[str, NodeTask],
-    inboxes: Mapping[str, Inbox],
-    snapshot: Snapshot | None,
-) -> None:
-    """Make the edges, with what waits in them where a run goes on."""
-    for _, name, node in graph.nodes():
-        if not isinstance(node, Receiver):
-            continue
-        for sender in node.inputs:
-            edge = inboxes[name].edge(sender, node.overflow_of(sender), node.buffer)
-            tasks[sender].outputs.append(edge)
-        if snapshot is not None and (state := snapshot.states.get(waiting_at(name))):
-            inboxes[name].restore(state)
-
-
-def _gate(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Gate:
-    every = graph.checkpoint.records if graph.checkpoint and checkpoints else None
-    if checkpoints is None or checkpoints.snapshot is None:
-        return Gate(every)
-    snapshot = checkpoints.snapshot
-    return Gate(every, snapshot.records.get(name, 0), snapshot.positions.get(name))
-
-
-def _context(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Context:
-    """Return what a node is told when it is opened."""
-    snapshot = checkpoints.snapshot if checkpoints else None
-    resume = None
-    if checkpoints and snapshot is not None:
-        resume = Resume(
-            snapshot.positions.get(name, {}),
-            snapshot.marks.get(name),
-            checkpoints.is_rewind,
-            snapshot.states.get(name),
-        )
-    return Context(name, graph.folder, checkpoints is not None, resume, graph.sources)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -147,12 +147,19 @@ class SourceTask(NodeTask):
     kind = "source"
 
     def __init__(
-        self, source: Source, context: Context, dead_letters: DeadLetters, gate: Gate
+        self,
+        source: Source,
+        context: Context,
+        dead_letters: DeadLetters,
+        gate: Gate,
+        *,
+        commits: bool = True,
     ) -> None:
         super().__init__(context, dead_letters)
         self.reader: Reader | None = None
         self.gate = gate
         self._source = source
+        self._commits = commits
         self._ledger = Ledger()
         self._skipped = 0
         self._is_stopping = False
@@ -242,7 +249,7 @@ class SourceTask(NodeTask):
                 raise ConnectorError(message)
 
     async def _commit(self, reader: Reader, positions: Mapping[Partition, int]) -> None:
-        if positions:
+        if positions and self._commits:
             await reader.commit(positions)
 
 

@@ -15,7 +15,8 @@ from streamflow.nodes import Context, Fetch, Operator, Processed, Processor
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.checkpoints import cut_fetch
-from streamflow.runtime.run import Checkpointing, opened_run
+from streamflow.runtime.run import opened_run
+from streamflow.runtime.starting import Checkpointing
 from streamflow.testing import Gate, ListSink, ListSource
 
 pytestmark = pytest.mark.anyio
