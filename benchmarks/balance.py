@@ -7,6 +7,12 @@ a real pipeline, and their ratio, the median of several rounds with the lowest a
 each round the pipeline is measured right before and right after the plan, so that a busy machine
 disturbs both alike. The last column is the model of the costs alone: how far the slowest stage, as
 computed from single layers, is from that stage as measured.
+
+Two things cannot be foretold. Where gradients are megabytes large (1024x8), the allocator of the C
+library now keeps their memory and now gives it back after every sample, which doubles the time; the
+variables MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_, set to 1000000000, prevent that. And
+eager stages in threads are now fast and now half as fast, as they happen to get the interpreter
+lock.
 """
 
 from __future__ import annotations
@@ -172,7 +178,7 @@ def measured(case: Case, plan: Plan) -> float:
         count = min(max(round(plan.rate * CALL_SECONDS), 16), 32)
         inputs, targets = data(case, count)
         times = list(calls(pipeline, inputs, targets))
-    return count / sorted(times)[len(times) // 4]
+    return count / median(times)
 
 
 def calls(pipeline: Pipeline, inputs: Tensor, targets: Tensor) -> Iterator[float]:
