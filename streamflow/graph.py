@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 
+from streamflow.delivery import Promise, delivery_problems, promises
 from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.models.declaration import Model
 from streamflow.nodes import Declaration, Node, Operator, Receiver, Sink, Source
@@ -152,7 +153,12 @@ class Graph(Settings):
             for _, name, node in self.nodes()
             if isinstance(node, Receiver) and node.merge == "round_robin"
         }
-        if problems := structure_problems(self.inputs(), dead_letter_inputs, in_turn):
+        problems = structure_problems(self.inputs(), dead_letter_inputs, in_turn)
+        is_checkpointed = self.checkpoint is not None
+        problems = problems or list(
+            delivery_problems(self.sources, self._receivers(), is_checkpointed=is_checkpointed)
+        )
+        if problems:
             raise GraphError(problems)
 
     def __eq__(self, other: object) -> bool:
@@ -175,6 +181,14 @@ class Graph(Settings):
         for section in SECTIONS:
             for name, node in getattr(self, section).items():
                 yield section, name, node
+
+    def _receivers(self) -> dict[str, Receiver]:
+        return {name: node for _, name, node in self.nodes() if isinstance(node, Receiver)}
+
+    def promises(self) -> list[Promise]:
+        """Return how often records are learned and delivered, for each source and sink."""
+        is_checkpointed = self.checkpoint is not None
+        return promises(self.sources, self._receivers(), is_checkpointed=is_checkpointed)
 
     def inputs(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Return the inputs of every node by section and name; none for sources."""

@@ -103,6 +103,11 @@ class Source(Node):
         """Whether it can go on at the positions of a checkpoint, which may lie before its own."""
         return False
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether parts of it may move from one instance of the graph to another."""
+        return False
+
     def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec | None:
         """Return what decodes again the bytes of a record that stood at ``position``.
 

@@ -117,6 +117,11 @@ class KafkaSource(Connection, Source):
         """Whether it can go on at the positions of a checkpoint: as long as the topic has them."""
         return True
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the members of its group share out the partitions."""
+        return self.group is not None and self.partitions is None
+
     def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec:
         """Return what decodes again the value that stood at ``position``."""
         return self.format.codec()

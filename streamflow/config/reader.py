@@ -106,7 +106,9 @@ class _Reading:
         self._structure(sections, data.get("dead_letter"))
         if self._problems:
             self._raise()
-        return Graph(**settings, **nodes, dead_letter=dead_letter)
+        declared = {**settings, **nodes, "dead_letter": dead_letter}
+        graph: Graph | None = self._declare(Graph, declared, ())
+        return graph or self._raise()
 
     def _raise(self) -> NoReturn:
         raise GraphError(self._document.locate(self._problems)) from None

@@ -111,9 +111,21 @@ def test_help_ends_with_0(tmp_path: Path, arguments: list[str]) -> None:
 
 def test_validate_says_that_a_graph_is_valid_and_opens_nothing(folder: Path) -> None:
     done = streamflow(folder, "validate", "graph.yaml", "--deep")
-    assert (done.returncode, done.stdout) == (0, "graph.yaml: valid, 2 nodes\n")
+    assert done.returncode == 0
+    promise = "rows -> out: delivered once in every run; every run begins anew"
+    assert done.stdout == f"graph.yaml: valid, 2 nodes\n{promise}\n"
     done = streamflow(folder, "validate", "graph.yaml", "--json")
-    assert json.loads(done.stdout) == {"valid": True, "problems": []}
+    told = json.loads(done.stdout)
+    assert (told["valid"], told["problems"]) == (True, [])
+    assert told["delivery"] == [
+        {
+            "source": "rows",
+            "sink": "out",
+            "learned": None,
+            "delivered": "once in every run",
+            "notes": ["every run begins anew"],
+        }
+    ]
     assert not (folder / "out.jsonl").exists()
 
 

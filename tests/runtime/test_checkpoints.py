@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import anyio
 import pytest
+from pydantic import Field
 
 from streamflow.checkpoints import Snapshot
 from streamflow.errors import CheckpointError, ConnectorError, NodeError
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Fetch, Operator, Processed, Processor
+from streamflow.nodes import Context, Fetch, Operator, Processed, Processor, Resume
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.checkpoints import cut_fetch
@@ -121,6 +122,47 @@ async def test_positions_are_committed_after_each_checkpoint_and_only_then() -> 
             await run.wait()
     assert all(committed < written or written == 20 for committed, written in seen)
     assert max(commits[-1].values()) == 20
+
+
+class StoringSink(ListSink):
+    """Says that it stores the positions of the source."""
+
+    type: Literal["storing"] = "storing"  # type: ignore[assignment]
+
+    @property
+    def stores_positions(self) -> bool:
+        return True
+
+
+class ResumingSource(ListSource):
+    """Keeps what it is told when it is opened."""
+
+    type: Literal["resuming"] = "resuming"  # type: ignore[assignment]
+    told: list[Resume | None] = Field(default_factory=list)
+
+    def open(self, context: Context) -> Any:
+        self.told.append(context.resume)
+        return super().open(context)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+async def test_where_a_sink_stores_positions_nobody_else_does_and_the_checkpoint_wins(
+    is_stored: bool,
+) -> None:
+    declare = StoringSink if is_stored else ListSink
+    source = ResumingSource(values=tuple(range(20)), batch_size=7)
+    graph = Graph(
+        name="stored",
+        checkpoint={"path": "nowhere", "every": 4},
+        sources={"in": source},
+        sinks={"out": declare(inputs=("in",))},
+    )
+    taken = await run_to_end(graph)
+    assert bool(source.probe.commits) is not is_stored
+    await run_to_end(graph, taken[1])
+    assert source.told[0] is None
+    assert source.told[1] is not None
+    assert source.told[1].is_rewind is is_stored
 
 
 @pytest.mark.parametrize("seed", range(8))

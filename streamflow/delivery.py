@@ -1,0 +1,168 @@
+"""What a graph promises on each way from a source to a sink, and what it cannot promise.
+
+| source | checkpoint | sink | learned | delivered |
+|---|---|---|---|---|
+| can be read again | yes | is cut back, or stores positions | exactly once | exactly once |
+| can be read again | yes | any other | exactly once | at least once |
+| keeps positions | no | stores positions | afresh in every run | exactly once |
+| keeps positions | no | any other | afresh in every run | at least once |
+| can be read again | no | any | afresh in every run | once in every run |
+| neither | yes | any | at most once | at most once |
+| neither | no | any | afresh in every run | at most once |
+
+Records that a policy drops or that become dead letters are left out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+from streamflow.errors import Problem
+from streamflow.models.declaration import Model
+from streamflow.nodes import Receiver, Sink, Source
+
+DROPPING = ("drop_oldest", "drop_newest", "latest")
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What holds for the records of one source on their way to one sink.
+
+    Attributes:
+        source: Name of the source.
+        sink: Name of the sink.
+        learned: How often a record is learned; ``None`` if no model on the way learns.
+        delivered: How often what becomes of a record is delivered.
+        notes: What that means in a crash, and its exceptions.
+    """
+
+    source: str
+    sink: str
+    learned: str | None
+    delivered: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        learned = f"learned {self.learned}, " if self.learned else ""
+        told = "; ".join((f"{learned}delivered {self.delivered}", *self.notes))
+        return f"{self.source} -> {self.sink}: {told}"
+
+
+def promises(
+    sources: Mapping[str, Source], receivers: Mapping[str, Receiver], *, is_checkpointed: bool
+) -> list[Promise]:
+    """Return what is promised for each pair of a source and a sink that it reaches.
+
+    Args:
+        sources: Of a graph without cycles, by name.
+        receivers: Its other nodes, by name.
+        is_checkpointed: Whether it takes checkpoints.
+    """
+    return [
+        _promise(name, source, sink, receivers, is_checkpointed)
+        for sink, node in receivers.items()
+        if isinstance(node, Sink)
+        for name, source in sources.items()
+        if _edges(name, sink, receivers)
+    ]
+
+
+def delivery_problems(
+    sources: Mapping[str, Source], receivers: Mapping[str, Receiver], *, is_checkpointed: bool
+) -> Iterator[Problem]:
+    """Yield what keeps sinks from delivering as they promise, located within the graph.
+
+    Args:
+        sources: Of a graph without cycles, by name.
+        receivers: Its other nodes, by name.
+        is_checkpointed: Whether it takes checkpoints.
+    """
+    sinks = {name: node for name, node in receivers.items() if isinstance(node, Sink)}
+    ways = _num_ways(receivers)
+    for name, sink in sinks.items():
+        found = sink.delivery_problems(
+            sources,
+            sinks,
+            is_ordered=ways[name] == 1,
+            is_checkpointed=is_checkpointed,
+        )
+        yield from (problem.within("sinks", name) for problem in found)
+
+
+def _promise(
+    name: str,
+    source: Source,
+    sink_name: str,
+    receivers: Mapping[str, Receiver],
+    is_checkpointed: bool,
+) -> Promise:
+    sink = receivers[sink_name]
+    assert isinstance(sink, Sink)
+    edges = _edges(name, sink_name, receivers)
+    notes = []
+    learned: str | None = "exactly once" if source.rereads else "at most once"
+    if not is_checkpointed:
+        learned = "afresh in every run"
+    if not any(_learns(receivers[to]) for _, to in edges):
+        learned = None
+    if not (source.rereads or source.keeps_positions):
+        delivered = "at most once"
+        notes.append("what is in flight is lost in a crash, since it cannot be read again")
+    elif sink.stores_positions or (is_checkpointed and sink.cuts_back):
+        delivered = "exactly once"
+    elif is_checkpointed or source.keeps_positions:
+        delivered = "at least once"
+        since = "the last checkpoint" if is_checkpointed else "the last positions committed"
+        notes.append(f"after a crash what came since {since} comes again")
+    else:
+        delivered = "once in every run"
+        notes.append("every run begins anew")
+    if is_checkpointed and source.is_shared:
+        notes.append(
+            "a partition that moves to another instance is learned and delivered there "
+            "from this one's last commit on"
+        )
+    notes += [
+        f"but for records that {sender} -> {to} drops ({policy})"
+        for sender, to in edges
+        if (policy := receivers[to].overflow_of(sender)) in DROPPING
+    ]
+    return Promise(name, sink_name, learned, delivered, tuple(notes))
+
+
+def _learns(node: Receiver) -> bool:
+    return isinstance(node, Model) and node.learn
+
+
+def _edges(source: str, sink: str, receivers: Mapping[str, Receiver]) -> list[tuple[str, str]]:
+    """Return the edges on all ways from a source to a sink, in the order of the stream."""
+    reached, needed = {source}, {sink}
+    order = _in_order(receivers)
+    for name in order:
+        if not reached.isdisjoint(receivers[name].inputs):
+            reached.add(name)
+    for name in reversed(order):
+        if name in needed:
+            needed.update(receivers[name].inputs)
+    return [
+        (sender, name)
+        for name in order
+        for sender in receivers[name].inputs
+        if name in needed and sender in reached
+    ]
+
+
+def _num_ways(receivers: Mapping[str, Receiver]) -> dict[str, int]:
+    """Return for each node how many ways lead to it from all sources together."""
+    ways: dict[str, int] = {}
+    for name in _in_order(receivers):
+        ways[name] = sum(ways.get(sender, 1) for sender in receivers[name].inputs)
+    return ways
+
+
+def _in_order(receivers: Mapping[str, Receiver]) -> list[str]:
+    """Return the names of nodes so that each comes after what it receives from."""
+    inputs = {name: node.inputs for name, node in receivers.items()}
+    return [name for name in TopologicalSorter(inputs).static_order() if name in receivers]

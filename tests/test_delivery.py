@@ -1,0 +1,155 @@
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamflow import Graph, GraphError, Model
+from streamflow.nodes import Sink, Source
+from streamflow.operators.fields import Select
+from streamflow_connectors.files import FileSink, FileSource
+from streamflow_connectors.kafka import KafkaSink, KafkaSource
+from streamflow_connectors.memory import MemorySink, MemorySource
+
+FILE = FileSource(path="in.csv")
+PIPE = FileSource(path="-", format="jsonl")
+MEMORY = MemorySource(records=[1])
+GROUP = KafkaSource(bootstrap_servers="a:1", topics=("t",), group="g")
+MANUAL = KafkaSource(bootstrap_servers="a:1", topics=("t",), group="g", partitions=(0,))
+ALONE = KafkaSource(bootstrap_servers="a:1", topics=("t",))
+
+TO_FILE = FileSink(inputs=("m",), path="out.jsonl")
+TO_STDOUT = FileSink(inputs=("m",), path="-", format="jsonl")
+TO_MEMORY = MemorySink(inputs=("m",))
+TO_KAFKA = KafkaSink(inputs=("m",), bootstrap_servers="a:1", topic="o")
+ONCE = KafkaSink(inputs=("m",), bootstrap_servers="a:1", topic="o", delivery="exactly_once")
+
+AFRESH, ONCE_ONLY, LOSSY = "afresh in every run", "exactly once", "at most once"
+
+
+def graph(source: Source, sink: Sink, *, is_checkpointed: bool = False, **options: Any) -> Graph:
+    model = {"inputs": ("in",), "network": [{"Linear": [1, 1]}], "features": ("x",), "target": "y"}
+    return Graph(
+        name="g",
+        checkpoint={"path": "c"} if is_checkpointed else None,
+        sources={"in": source},
+        models={"m": Model(**{**model, **options})},
+        sinks={"out": sink},
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "sink", "is_checkpointed", "learned", "delivered"),
+    [
+        (FILE, TO_FILE, False, AFRESH, "once in every run"),
+        (FILE, TO_FILE, True, ONCE_ONLY, ONCE_ONLY),
+        (FILE, TO_STDOUT, True, ONCE_ONLY, "at least once"),
+        (FILE, TO_KAFKA, True, ONCE_ONLY, "at least once"),
+        (FILE, TO_MEMORY, True, ONCE_ONLY, "at least once"),
+        (PIPE, TO_FILE, False, AFRESH, LOSSY),
+        (PIPE, TO_FILE, True, LOSSY, LOSSY),
+        (MEMORY, TO_KAFKA, True, LOSSY, LOSSY),
+        (GROUP, TO_KAFKA, False, AFRESH, "at least once"),
+        (GROUP, TO_FILE, True, ONCE_ONLY, ONCE_ONLY),
+        (ALONE, TO_KAFKA, False, AFRESH, "once in every run"),
+        (ALONE, TO_KAFKA, True, ONCE_ONLY, "at least once"),
+        (MANUAL, ONCE, False, AFRESH, ONCE_ONLY),
+        (MANUAL, ONCE, True, ONCE_ONLY, ONCE_ONLY),
+    ],
+)
+def test_what_is_promised(
+    source: Source, sink: Sink, is_checkpointed: bool, learned: str, delivered: str
+) -> None:
+    [promise] = graph(source, sink, is_checkpointed=is_checkpointed).promises()
+    assert (promise.learned, promise.delivered) == (learned, delivered)
+    assert str(promise).startswith(f"in -> out: learned {learned}, delivered {delivered}")
+
+
+def test_a_model_that_does_not_learn_promises_nothing_about_it() -> None:
+    [promise] = graph(FILE, TO_FILE, learn=False, is_checkpointed=True).promises()
+    assert promise.learned is None
+    assert str(promise) == "in -> out: delivered exactly once"
+
+
+@pytest.mark.parametrize(
+    ("source", "sink", "is_checkpointed", "note"),
+    [
+        (FILE, TO_FILE, False, "every run begins anew"),
+        (GROUP, TO_KAFKA, False, "what came since the last positions committed comes again"),
+        (FILE, TO_KAFKA, True, "what came since the last checkpoint comes again"),
+        (PIPE, TO_FILE, True, "what is in flight is lost in a crash"),
+        (GROUP, TO_FILE, True, "a partition that moves to another instance is learned"),
+    ],
+)
+def test_what_a_crash_does_is_told(
+    source: Source, sink: Sink, is_checkpointed: bool, note: str
+) -> None:
+    [promise] = graph(source, sink, is_checkpointed=is_checkpointed).promises()
+    assert note in str(promise)
+
+
+def test_partitions_that_do_not_move_have_no_note() -> None:
+    assert graph(MANUAL, TO_FILE, is_checkpointed=True).promises()[0].notes == ()
+
+
+def test_each_way_is_told_with_what_it_drops() -> None:
+    branching = Graph(
+        name="g",
+        checkpoint={"path": "c"},
+        sources={"a": FILE, "b": PIPE},
+        operators={
+            "left": Select(inputs=("a",), fields=("x",), overflow="latest"),
+            "right": Select(inputs=("a", "b"), fields=("x",), overflow={"a": "drop_oldest"}),
+        },
+        sinks={
+            "x": FileSink(inputs=("left", "right"), path="x.jsonl"),
+            "y": FileSink(inputs=("right",), path="y.jsonl", overflow="fail"),
+        },
+    )
+    told = {(promise.source, promise.sink): promise.notes for promise in branching.promises()}
+    assert told.keys() == {("a", "x"), ("b", "x"), ("a", "y"), ("b", "y")}
+    dropping = "but for records that a -> {} drops ({})"
+    left, right = dropping.format("left", "latest"), dropping.format("right", "drop_oldest")
+    assert told["a", "x"] == (left, right)
+    assert told["a", "y"] == (right,)
+    assert [note for note in told["b", "x"] if "drops" in note] == []
+
+
+def test_a_graph_that_cannot_keep_its_promise_is_refused_at_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "graph.yaml"
+    path.write_text(
+        """\
+name: g
+sources:
+  in: {type: kafka, bootstrap_servers: 'a:1', topics: [t], group: g, partitions: [0]}
+operators:
+  left: {type: select, inputs: [in], fields: [x]}
+  right: {type: select, inputs: [in], fields: [x]}
+sinks:
+  out:
+    type: kafka
+    inputs: [left, right]
+    bootstrap_servers: 'a:1'
+    topic: o
+    delivery: exactly_once
+"""
+    )
+    with pytest.raises(GraphError) as caught:
+        Graph.from_yaml(path)
+    [problem] = caught.value.problems
+    assert str(problem).startswith(f"{path}:13:15: expected outputs in the order of the source")
+    with pytest.raises(GraphError, match=r"^sinks\.out\.delivery: expected a source of type kafka"):
+        graph(FILE, ONCE)
+
+
+def test_graphs_with_very_many_ways_are_told_soon() -> None:
+    names = ["in", *(f"s{index}" for index in range(300))]
+    operators: dict[str, Any] = {}
+    for before, name in pairwise(names):
+        for side in "ab":
+            inputs = (before,) if before == "in" else (f"{before}a", f"{before}b")
+            operators[f"{name}{side}"] = Select(inputs=inputs, fields=("x",))
+    last = names[-1]
+    sink = FileSink(inputs=(f"{last}a", f"{last}b"), path="x.jsonl")
+    many = Graph(name="g", sources={"in": FILE}, operators=operators, sinks={"out": sink})
+    assert len(many.promises()) == 1
