@@ -206,6 +206,7 @@ class ListSink(Sink):
         fails_flush: Whether flushing raises ``error``.
         gate: What writing passes: shut, it is a sink without room.
         flush_gate: What flushing passes.
+        mark_gate: What giving a mark passes.
     """
 
     type: Literal["list"] = "list"
@@ -215,6 +216,7 @@ class ListSink(Sink):
     error: Exception = Field(default_factory=lambda: ConnectorError("expected room, found a fault"))
     gate: Gate = Field(default_factory=Gate)
     flush_gate: Gate = Field(default_factory=Gate)
+    mark_gate: Gate = Field(default_factory=Gate)
     probe: SinkProbe = Field(default_factory=SinkProbe)
 
     @property
@@ -262,5 +264,5 @@ class ListWriter:
 
     async def mark(self) -> Mapping[str, Any]:
         """Return how many records there are."""
-        await anyio.lowlevel.checkpoint()
+        await self._sink.mark_gate.wait()
         return {"records": self._sink.probe.num_delivered}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,11 +17,31 @@ NAME = ".lock"
 
 
 class Lock:
-    """The lock on a folder, held by this process."""
+    """The lock on a folder, held by this process.
+
+    A write to a disk that does not answer cannot be ended, only abandoned with its thread. So the
+    lock goes away with whoever uses it last.
+    """
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self._folder = folder
         self._descriptor = descriptor
+        self._users = 0
+        self._counting = threading.Lock()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep the folder locked for the block, also where the others leave meanwhile."""
+        with self._counting:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._users -= 1
+                is_last = not self._users
+            if is_last:
+                os.close(self._descriptor)
 
     def check(self) -> None:
         """Check that the folder is still the one that was locked.
@@ -56,9 +77,12 @@ def locked(folder: Path) -> Iterator[Lock]:
             _acquire(folder, descriptor)
             os.truncate(descriptor, 0)
             os.write(descriptor, _this_process().encode())
-        yield Lock(folder, descriptor)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    lock = Lock(folder, descriptor)
+    with lock.used():
+        yield lock
 
 
 def _acquire(folder: Path, descriptor: int) -> None:

@@ -90,12 +90,13 @@ class Store:
         """Write a checkpoint, and remove those that are more than to be kept.
 
         When it returns, the checkpoint survives any crash of the process or the machine. When it
-        raises, the ones before are as they were.
+        raises, the ones before are as they were. A call that outlives the store, as its thread was
+        abandoned, keeps the folder locked until it ends.
 
         Raises:
             CheckpointError: It cannot be written, or a state holds what a checkpoint cannot hold.
         """
-        with explained(self.path, "to write a checkpoint"):
+        with self._lock.used(), explained(self.path, "to write a checkpoint"):
             self._lock.check()
             path = self.path / f"{self._next_number():08}"
             passing = self.path / f".{path.name}.new"
@@ -108,7 +109,7 @@ class Store:
                 shutil.rmtree(passing, ignore_errors=True)
                 raise
             sync_folder(self.path)
-        self._remove_old()
+            self._remove_old()
         return Checkpoint(path, written)
 
     def put_aside(self, *, after: str | None) -> list[str]:

@@ -143,7 +143,7 @@ def _replay(graph: Graph, plan: Replay, instance: str, *, as_json: bool) -> int:
             _print_json({"replayed": 0, "rejected": 0, "failure": None})
         return 0
     opening = partial(open_replay, graph, plan, instance=instance)
-    outcome = anyio.run(run_in_foreground, opening, console)
+    outcome = anyio.run(run_in_foreground, opening, console, graph.shutdown_timeout)
     code, failure = outcome.exit_code, outcome.failure
     if code == 0:
         try:

@@ -30,6 +30,8 @@ from streamflow.runtime.stats import Stats
 LIVE_SECONDS = 0.5
 LOG_SECONDS = 10.0
 ABORT_SECONDS = 2.0
+CLOSE_SECONDS = 5.0
+"""How long closing may take once `shutdown_timeout` has passed."""
 
 logger = logging.getLogger("streamflow")
 
@@ -39,12 +41,14 @@ class Outcome:
     """How a run in the foreground goes, and ends.
 
     Attributes:
+        shutdown_timeout: Seconds that it may take to finish after the first signal.
         run: The run, once it is open.
         failure: Why it failed, if it did.
         signal_number: The first signal that stopped it, if one did.
         scope: Cancels opening the graph.
     """
 
+    shutdown_timeout: float
     run: Run | None = None
     failure: StreamflowError | None = None
     signal_number: int | None = None
@@ -83,7 +87,7 @@ def run_graph(
     console = Console(stderr=True)
     log_to(console)
     opening = partial(graph.open, start=start, instance=instance)
-    outcome = anyio.run(run_in_foreground, opening, console)
+    outcome = anyio.run(run_in_foreground, opening, console, graph.shutdown_timeout)
     stats = outcome.run.stats() if outcome.run else None
     if outcome.failure:
         console.print(Text(f"failed: {outcome.failure}", style="bold red"), soft_wrap=True)
@@ -116,10 +120,15 @@ def log_to(console: Console) -> None:
 
 
 async def run_in_foreground(
-    opening: Callable[[], AbstractAsyncContextManager[Run]], console: Console
+    opening: Callable[[], AbstractAsyncContextManager[Run]],
+    console: Console,
+    shutdown_timeout: float,
 ) -> Outcome:
-    """Run a graph until it ends; the first signal drains it, the second aborts."""
-    outcome = Outcome()
+    """Run a graph until it ends; the first signal drains it, the second aborts.
+
+    The process ends soon after the deadline, also where a computation does not return.
+    """
+    outcome = Outcome(shutdown_timeout)
     async with anyio.create_task_group() as tasks:
         await tasks.start(obey_signals, outcome)
         with outcome.scope:
@@ -150,6 +159,7 @@ async def obey_signals(outcome: Outcome, *, task_status: TaskStatus[None]) -> No
 
 
 async def _stop(outcome: Outcome) -> None:
+    _exit_after(outcome.shutdown_timeout + CLOSE_SECONDS, outcome)
     if outcome.run is None:
         outcome.scope.cancel()
         return
@@ -158,12 +168,24 @@ async def _stop(outcome: Outcome) -> None:
 
 
 def _abort(outcome: Outcome) -> None:
-    """Abandon everything; end the process even if a computation does not return."""
+    """Abandon everything."""
     if outcome.run:
         outcome.run.abort()
-    assert outcome.signal_number is not None
-    exit_code = exit_codes.SIGNAL + outcome.signal_number
-    timer = threading.Timer(ABORT_SECONDS, os._exit, (exit_code,))
+    _exit_after(ABORT_SECONDS, outcome)
+
+
+def _exit_after(seconds: float, outcome: Outcome) -> None:
+    """End the process even if a computation, or a write to a disk, does not return till then."""
+
+    def end() -> None:
+        logger.error(
+            "expected to end within %g s, found a computation or a write that does not return; "
+            "what is in flight stays unacknowledged",
+            seconds,
+        )
+        os._exit(outcome.exit_code)
+
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
 

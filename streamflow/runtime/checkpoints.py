@@ -261,7 +261,8 @@ class Coordinator:
     ) -> None:
         """Write a snapshot, then commit; a run goes on without a checkpoint that fails."""
         try:
-            await to_thread.run_sync(self._write, snapshot)
+            # A disk that does not answer keeps the thread, not the run.
+            await to_thread.run_sync(self._write, snapshot, abandon_on_cancel=True)
         except CheckpointError as error:
             self.failed += 1
             logger.error("%s; the run goes on, and so does the last good checkpoint", error)

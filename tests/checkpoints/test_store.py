@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -456,3 +457,35 @@ def test_a_path_may_name_the_instance(tmp_path: Path) -> None:
 def test_an_instance_is_a_name(instance: str, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match=r"checkpoint.path: expected a name for \{instance\}"):
         folder_of("{instance}", folder=tmp_path, instance=instance)
+
+
+class Waiting(dict[str, Any]):
+    """States that are not there before somebody says so."""
+
+    def __init__(self) -> None:
+        super().__init__(m={"n": 1})
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        self.begun.set()
+        self.may_end.wait(60)
+        return super().__iter__()
+
+
+def test_a_write_that_outlives_its_store_keeps_the_folder_locked(tmp_path: Path) -> None:
+    states = Waiting()
+    with store_at(tmp_path) as store:
+        writing = threading.Thread(target=store.write, args=[Snapshot(states=states)])
+        writing.start()
+        states.begun.wait()
+    with (
+        pytest.raises(CheckpointError, match="expected no other run with these checkpoints"),
+        store_at(tmp_path),
+    ):
+        pytest.fail("the folder was given to another")
+    states.may_end.set()
+    writing.join()
+    with store_at(tmp_path) as store:
+        found = store.latest()
+        assert found is not None
+        assert found.snapshot().states == {"m": {"n": 1}}
