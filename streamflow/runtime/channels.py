@@ -358,7 +358,7 @@ class RoundRobinInbox(Inbox):
             edge.sender: [save_batch(parcel.batch) for _, parcel in edge.parcels]
             for edge in self._edges
         }
-        return {"turn": self._turn, "waiting": waiting}
+        return {"turn": self._whose_turn(), "waiting": waiting}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Let wait what has waited when `state` was called."""
@@ -370,15 +370,16 @@ class RoundRobinInbox(Inbox):
     @property
     def is_ready(self) -> bool:
         """Whether `receive` would return records without waiting."""
-        edges = self._edges[self._turn :] + self._edges[: self._turn]
-        return next(
-            (
-                bool(edge.records)
-                for edge in edges
-                if edge.records or not edge.is_closed or self.is_suspended
-            ),
-            False,
-        )
+        return bool(self._edges[self._whose_turn()].records)
+
+    def _whose_turn(self) -> int:
+        """Return whose records come next; the first edge's if all have ended, in any order."""
+        number = len(self._edges)
+        for turn in range(self._turn, self._turn + number):
+            edge = self._edges[turn % number]
+            if edge.records or not edge.is_closed or self.is_suspended:
+                return turn % number
+        return 0
 
     def _take(self, max_records: int) -> Parcel | None:
         turns = self._turns(max_records)

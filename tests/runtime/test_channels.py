@@ -196,6 +196,20 @@ async def test_round_robin_is_ready_only_when_the_edge_whose_turn_it_is_has_reco
     assert inbox.is_ready
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("ends", [(0, 1), (1, 0)])
+async def test_the_state_of_ended_streams_does_not_tell_which_has_ended_first(
+    ends: tuple[int, int],
+) -> None:
+    inbox = RoundRobinInbox()
+    edges = [inbox.edge(name) for name in "ab"]
+    for number in ends:
+        edges[number].close()
+        with anyio.move_on_after(0):
+            await inbox.receive(5)
+    assert inbox.state()["turn"] == 0
+
+
 def test_shares_are_conserved_where_parcels_split_and_join() -> None:
     ledger = Ledger()
     whole = parcel(range(4), ledger=ledger)
