@@ -1,8 +1,8 @@
-"""One line about a run at this moment: rate, how far behind, score."""
+"""One line about a run at this moment: rate, how far behind, what is wrong, score."""
 
 from __future__ import annotations
 
-from streamflow.runtime.stats import NodeStats, Stats
+from streamflow.runtime.stats import CheckpointStats, NodeStats, Stats
 
 
 class LiveLine:
@@ -23,6 +23,9 @@ class LiveLine:
         if stats.rejected:
             parts.append(f"{stats.rejected:,} rejected")
         parts += drops(stats)
+        parts += retries(stats)
+        if stats.checkpoints is not None:
+            parts.append(checkpoints(stats.checkpoints))
         parts += [score for name, node in stats.nodes.items() if (score := headline(name, node))]
         return " · ".join(parts) + (" · stopping" if stats.state == "stopping" else "")
 
@@ -35,6 +38,17 @@ def drops(stats: Stats) -> list[str]:
         for sender, edge in node.edges.items()
         if edge.dropped
     ]
+
+
+def retries(stats: Stats) -> list[str]:
+    """Return for each source and sink that tries something again what, since when and why."""
+    return [f"{name}: {node.retrying}" for name, node in stats.nodes.items() if node.retrying]
+
+
+def checkpoints(stats: CheckpointStats) -> str:
+    """Return how old the newest checkpoint is, and whether the last one failed."""
+    age = "no checkpoint yet" if stats.age is None else f"checkpoint {stats.age:.0f} s old"
+    return f"{age} (the last one failed)" if stats.failure else age
 
 
 def headline(name: str, node: NodeStats) -> str | None:

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from streamflow.observe.live import number
-from streamflow.runtime.stats import Stats
+from streamflow.observe.live import number, retries
+from streamflow.runtime.stats import CheckpointStats, Stats
 
 
 def report_data(graph: str, stats: Stats | None, failure: str | None = None) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def report_data(graph: str, stats: Stats | None, failure: str | None = None) -> 
         "rejected": stats.rejected,
         "dropped": stats.dropped,
         "nodes": nodes,
+        "checkpoints": None if stats.checkpoints is None else asdict(stats.checkpoints),
     }
 
 
@@ -47,6 +48,9 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
     parts: list[RenderableType] = [Text(heading), _nodes_table(stats)]
     if stats.dropped:
         parts.append(_drops_table(stats))
+    parts += [Text(line) for line in retries(stats)]
+    if stats.checkpoints is not None:
+        parts.append(Text(_checkpoints(stats.checkpoints)))
     for name, node in stats.nodes.items():
         if score := node.report.get("score"):
             parts.append(_score_table(name, score))
@@ -76,6 +80,12 @@ def _drops_table(stats: Stats) -> Table:
                     f"{sender} -> {name}", edge.overflow, *(f"{count:,}" for count in counts)
                 )
     return table
+
+
+def _checkpoints(made: CheckpointStats) -> str:
+    failed = f", {made.failed:,} failed" if made.failed else ""
+    why = f"; the last one: {made.failure}" if made.failure else ""
+    return f"checkpoints: {made.taken:,} taken{failed}, streams paused for {made.paused:.2f} s{why}"
 
 
 def _score_table(name: str, score: Mapping[str, Any]) -> Table:

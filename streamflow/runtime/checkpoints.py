@@ -20,6 +20,7 @@ open; one whose streams have ended takes it after they have.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -152,6 +153,9 @@ class Coordinator:
         is_suspended: Whether the run is stopped, to go on later.
         taken: Count of checkpoints that are safe.
         failed: Count of those that could not be written.
+        failure: Why the last one could not be written; None if it is safe.
+        paused: Seconds in which nothing was let through.
+        safe_since: When the last one was safe, by `time.monotonic`; None before the first.
     """
 
     def __init__(
@@ -165,6 +169,9 @@ class Coordinator:
     ) -> None:
         self.is_suspended = False
         self.taken = self.failed = 0
+        self.failure: str | None = None
+        self.paused = 0.0
+        self.safe_since: float | None = None
         self._parts = parts
         self._gates = gates
         self._write = write
@@ -231,6 +238,7 @@ class Coordinator:
     async def _stop_and_collect(self) -> tuple[Snapshot, list[Callable[[], Awaitable[None]]]]:
         """Stop the streams while nothing is in flight, and copy all state."""
         await self._idle.acquire()
+        began = anyio.current_time()
         async with AsyncExitStack() as closed:
             for gate in self._gates:
                 await closed.enter_async_context(gate.closed())
@@ -242,6 +250,7 @@ class Coordinator:
             for part in self._parts:
                 part.hold(False)
         self._last = anyio.current_time()
+        self.paused += self._last - began
         opened, self._opened = self._opened, anyio.Event()
         opened.set()
         return collected
@@ -265,9 +274,12 @@ class Coordinator:
             await to_thread.run_sync(self._write, snapshot, abandon_on_cancel=True)
         except CheckpointError as error:
             self.failed += 1
+            self.failure = str(error)
             logger.error("%s; the run goes on, and so does the last good checkpoint", error)
         else:
             self.taken += 1
+            self.failure = None
+            self.safe_since = time.monotonic()
             for commit in commits:
                 await commit()
         finally:

@@ -94,9 +94,14 @@ class Run:
         """Return what the run can say about itself at this moment."""
         nodes: dict[str, NodeStats] = {task.name: task.stats() for task in self._tasks}
         elapsed = (self._ended or time.monotonic()) - self._started
+        return Stats(self._state(), elapsed, nodes, self._checkpoint_stats())
+
+    def _checkpoint_stats(self) -> CheckpointStats | None:
         made = self._coordinator
-        checkpoints = CheckpointStats(made.taken, made.failed) if made else None
-        return Stats(self._state(), elapsed, nodes, checkpoints)
+        if made is None:
+            return None
+        age = None if made.safe_since is None else time.monotonic() - made.safe_since
+        return CheckpointStats(made.taken, made.failed, made.failure, made.paused, age)
 
     async def wait(self) -> None:
         """Wait until all streams have ended and everything is delivered.

@@ -38,6 +38,7 @@ class NodeStats:
         skipped: Records left out on purpose by the source (tombstones).
         waiting: Records in its inbox.
         behind: Records beyond the last one a source has received; ``None`` if unknown.
+        retrying: What a source or sink tries again, since when and why; ``None`` if all is well.
         report: The node's own figures; a model's score.
         edges: What the node receives through, by the name of the sender.
     """
@@ -49,6 +50,7 @@ class NodeStats:
     skipped: int = 0
     waiting: int = 0
     behind: int | None = None
+    retrying: str | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     edges: Mapping[str, EdgeStats] = field(default_factory=dict)
 
@@ -65,10 +67,16 @@ class CheckpointStats:
     Attributes:
         taken: Count of those that are safe.
         failed: Count of those that could not be written.
+        failure: Why the last one could not be written; ``None`` if it is safe.
+        paused: Seconds for which the streams stood still, to finish what was in flight.
+        age: Seconds since the last one was safe; ``None`` before the first.
     """
 
     taken: int
     failed: int
+    failure: str | None = None
+    paused: float = 0.0
+    age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from streamflow.nodes import (
     Operator,
     Processor,
     Reader,
+    Retrying,
     Sink,
     Source,
     Writer,
@@ -172,7 +173,7 @@ class SourceTask(NodeTask):
 
     def _figures(self) -> dict[str, Any]:
         behind = self.reader.behind() if self.reader else None
-        return {"skipped": self._skipped, "behind": behind}
+        return {"skipped": self._skipped, "behind": behind, "retrying": _retrying(self.reader)}
 
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with self._source.open(self._context) as reader:
@@ -353,7 +354,8 @@ class SinkTask(NodeTask):
         self._unflushed: list[Parcel] = []
 
     def _figures(self) -> dict[str, Any]:
-        return {"waiting": self._inbox.records, "edges": self._inbox.stats}
+        retrying = _retrying(self.writer)
+        return {"waiting": self._inbox.records, "edges": self._inbox.stats, "retrying": retrying}
 
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with self._sink.open(self._context) as writer:
@@ -392,6 +394,10 @@ class SinkTask(NodeTask):
         for parcel in self._unflushed:
             parcel.finish()
         self._unflushed.clear()
+
+
+def _retrying(end: Reader | Writer | None) -> str | None:
+    return end.retrying() if isinstance(end, Retrying) else None
 
 
 @asynccontextmanager

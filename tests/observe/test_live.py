@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from streamflow.observe.live import LiveLine, number
-from streamflow.runtime.stats import EdgeStats, NodeStats, Stats
+from streamflow.runtime.stats import CheckpointStats, EdgeStats, NodeStats, Stats
 
 
 def node(kind: str, received: int, **figures: Any) -> NodeStats:
@@ -60,3 +60,26 @@ def test_a_models_score_stands_beside_no_change(scored: int, ending: str) -> Non
 
 def test_numbers_have_four_figures() -> None:
     assert [number(value) for value in (None, 0.123456, 12345.6)] == ["-", "0.1235", "1.235e+04"]
+
+
+def test_the_line_says_what_is_tried_again() -> None:
+    reason = "retrying Fetch for 12 s: no connection"
+    nodes = {"in": node("source", 9, retrying=reason), "out": node("sink", 9)}
+    line = LiveLine().next(Stats("running", 1.0, nodes))
+    assert line == f"9 records · 9/s · in: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (CheckpointStats(0, 0), "no checkpoint yet"),
+        (CheckpointStats(3, 1, None, 0.5, 12.4), "checkpoint 12 s old"),
+        (CheckpointStats(3, 1, "full", 0.5, 12.4), "checkpoint 12 s old (the last one failed)"),
+        (CheckpointStats(0, 1, "full"), "no checkpoint yet (the last one failed)"),
+    ],
+)
+def test_the_line_says_how_old_the_newest_checkpoint_is(
+    made: CheckpointStats, expected: str
+) -> None:
+    stats = Stats("running", 1.0, {"in": node("source", 9)}, made)
+    assert LiveLine().next(stats) == f"9 records · 9/s · {expected}"

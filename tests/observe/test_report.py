@@ -4,7 +4,7 @@ from io import StringIO
 from rich.console import Console
 
 from streamflow.observe.report import report_data, report_tables
-from streamflow.runtime.stats import EdgeStats, NodeStats, Stats
+from streamflow.runtime.stats import CheckpointStats, EdgeStats, NodeStats, Stats
 
 METRICS = {"accuracy": 0.75, "kappa": None}
 SCORE = {
@@ -82,3 +82,17 @@ def test_dropped_records_are_attributed_to_their_edge() -> None:
 
 def test_a_graphs_name_is_not_markup() -> None:
     assert shown("[/odd]", Stats("finished", 0.0, {}))[0] == "[/odd]: 0 records in 0.0 s, 0/s"
+
+
+def test_the_report_tells_of_checkpoints_and_of_what_is_tried_again() -> None:
+    reason = "retrying Produce for 60 s: no connection"
+    nodes = NODES | {"out": NodeStats("sink", 1, 1, 0, retrying=reason)}
+    stats = Stats("failed", 2.0, nodes, CheckpointStats(4, 1, "disk full", 0.25, 3.0))
+    lines = shown("g", stats)
+    assert f"out: {reason}" in lines
+    expected = "checkpoints: 4 taken, 1 failed, streams paused for 0.25 s; the last one: disk full"
+    assert expected in lines
+    data = json.loads(json.dumps(report_data("g", stats)))
+    assert data["checkpoints"]["taken"] == 4
+    assert data["nodes"]["out"]["retrying"] == reason
+    assert report_data("g", Stats("failed", 2.0, NODES))["checkpoints"] is None

@@ -18,6 +18,7 @@ from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.checkpoints import cut_fetch
 from streamflow.runtime.run import opened_run
 from streamflow.runtime.starting import Checkpointing
+from streamflow.runtime.stats import CheckpointStats
 from streamflow.testing import Gate, ListSink, ListSource
 
 pytestmark = pytest.mark.anyio
@@ -206,7 +207,10 @@ async def test_a_checkpoint_that_fails_is_counted_and_the_run_goes_on() -> None:
     assert isinstance(source, ListSource)
     calls = iter(range(100))
 
+    seen: list[CheckpointStats | None] = []
+
     def write(snapshot: Snapshot) -> None:
+        seen.append(run.stats().checkpoints)
         if next(calls) < 3:
             message = "expected room, found a full disk"
             raise CheckpointError(message)
@@ -214,8 +218,14 @@ async def test_a_checkpoint_that_fails_is_counted_and_the_run_goes_on() -> None:
     with anyio.fail_after(20):
         async with opened_run(graph, Checkpointing(None, False, write)) as run:
             await run.wait()
-            assert run._coordinator is not None
-            assert (run._coordinator.failed, run._coordinator.taken) == (3, 3)
+            last = run.stats().checkpoints
+    states = [(made.taken, made.failed, made.failure, made.age is None) for made in seen if made]
+    full = "expected room, found a full disk"
+    failed = [(0, 0, None, True), *[(0, count, full, True) for count in (1, 2, 3)]]
+    assert states == [*failed, (1, 3, None, False), (2, 3, None, False)]
+    assert last is not None
+    assert (last.taken, last.failed, last.failure) == (3, 3, None)
+    assert last.paused > 0
     assert probe(graph).num_delivered == 20
     assert max(source.probe.commits[-1].values()) == 20
 

@@ -1,14 +1,15 @@
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
 import anyio
 import pytest
 
 from streamflow.errors import NodeError
 from streamflow.graph import Graph
-from streamflow.nodes import Buffer
+from streamflow.nodes import Buffer, Context
 from streamflow.runtime.tasks import MAX_RECORDS
-from streamflow.testing import Gate, ListSource
+from streamflow.testing import Gate, ListReader, ListSource
 from tests.runtime.graphs import BlockingTimes, Times, graph_of, is_closed, numbers, sink
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +84,30 @@ async def test_stats_count_records_by_node() -> None:
 
 
 # Stopping
+
+
+class RetryingSource(ListSource):
+    """Tells that it tries again."""
+
+    type: Literal["retrying"] = "retrying"  # type: ignore[assignment]
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncGenerator[ListReader]:
+        yield RetryingReader(self, context.name)
+
+
+class RetryingReader(ListReader):
+    def retrying(self) -> str | None:
+        return "retrying Fetch for 3 s: no connection"
+
+
+async def test_stats_tell_what_is_tried_again() -> None:
+    with anyio.fail_after(10):
+        async with graph_of(RetryingSource(values=(1,)), sink()).open() as run:
+            await run.wait()
+            nodes = run.stats().nodes
+    assert nodes["in"].retrying == "retrying Fetch for 3 s: no connection"
+    assert nodes["out"].retrying is None
 
 
 async def test_stop_delivers_what_is_in_flight() -> None:
