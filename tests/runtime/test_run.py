@@ -107,7 +107,7 @@ async def test_stats_tell_what_is_tried_again() -> None:
             await run.wait()
             nodes = run.stats().nodes
     assert nodes["in"].retrying == "retrying Fetch for 3 s: no connection"
-    assert nodes["out"].retrying is None
+    assert nodes["out0"].retrying is None
 
 
 async def test_stop_delivers_what_is_in_flight() -> None:
