@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+MOST_SHOWN = 50
+"""Problems of a graph that its error tells; one mistake may be behind all of them."""
+
 
 class StreamflowError(Exception):
     """Root of all errors of this package."""
@@ -75,14 +78,19 @@ class Problem:
 class GraphError(StreamflowError, ValueError):
     """A graph that cannot run as declared; carries every problem found, not only the first.
 
+    The message tells the first `MOST_SHOWN` of them, a line each, and how many more there are.
+
     Args:
         problems: All of them, located within what was declared.
         subject: What that is, if it is less than a graph: begins every line of the message.
     """
 
     def __init__(self, problems: Sequence[Problem], *, subject: str = "") -> None:
-        shown = [problem.within(subject) for problem in problems] if subject else problems
-        super().__init__("\n".join(map(str, shown)))
+        most = problems[:MOST_SHOWN]
+        shown = [str(problem.within(subject) if subject else problem) for problem in most]
+        if left := len(problems) - len(most):
+            shown.append(f"and {left:,} more")
+        super().__init__("\n".join(shown))
         self.problems = tuple(problems)
 
 

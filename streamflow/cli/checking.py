@@ -20,7 +20,7 @@ def read_or_explain(
         if deep and (problems := graph.deep_problems()):
             raise GraphError(problems)
     except GraphError as error:
-        _explain(error.problems, as_json=as_json)
+        _explain(error, as_json=as_json)
         return None
     return graph
 
@@ -42,9 +42,8 @@ def _parsed(overrides: Sequence[str]) -> dict[str, str]:
     return {path: value for path, _, value in pairs}
 
 
-def _explain(problems: Sequence[Problem], *, as_json: bool) -> None:
+def _explain(error: GraphError, *, as_json: bool) -> None:
     if as_json:
-        data = {"valid": False, "problems": [str(problem) for problem in problems]}
+        data = {"valid": False, "problems": [str(problem) for problem in error.problems]}
         sys.stdout.write(json.dumps(data) + "\n")
-    for problem in problems:
-        sys.stderr.write(f"{problem}\n")
+    sys.stderr.write(f"{error}\n")

@@ -342,9 +342,8 @@ def _explained(command: Callable[[], int]) -> int:
     try:
         return command()
     except GraphError as error:
-        lines, code = list(map(str, error.problems)), exit_codes.BAD_CONFIGURATION
+        sys.stderr.write(f"{error}\n")
+        return exit_codes.BAD_CONFIGURATION
     except StreamflowError as error:
-        lines, code = [str(error)], exit_codes.FAILED
-    for line in lines:
-        sys.stderr.write(f"{line}\n")
-    return code
+        sys.stderr.write(f"{error}\n")
+        return exit_codes.FAILED

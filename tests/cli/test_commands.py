@@ -86,6 +86,17 @@ def test_every_problem_of_a_graph_is_told_with_its_place(
     assert not (folder / "out.jsonl").exists()
 
 
+def test_of_a_thousand_problems_the_first_are_told(folder: Path) -> None:
+    typos = "".join(f"typo{number}: 1\n" for number in range(1234))
+    (folder / "graph.yaml").write_text(GRAPH + typos, encoding="utf-8")
+    done = streamflow(folder, "validate", "graph.yaml", "--json")
+    *lines, last = done.stderr.splitlines()
+    assert done.returncode == 78
+    assert [line.split(":")[1] for line in lines] == [str(7 + number) for number in range(50)]
+    assert last == "and 1,184 more"
+    assert len(json.loads(done.stdout)["problems"]) == 1234
+
+
 @pytest.mark.parametrize("override", ["sinks.out.typo=1", "nonsense"])
 def test_a_wrong_override_is_bad_configuration(folder: Path, override: str) -> None:
     done = streamflow(folder, "run", "graph.yaml", "--set", override)
