@@ -3,7 +3,8 @@
 A writer that is killed may leave half a record at the end, or half a gzip member. A checkpoint's
 mark says where that begins, and all from there on is cut off. Without a mark nobody can tell half
 a record from a whole one that nothing ends: it is kept, and ended where it stands, so that the next
-record is one of its own. Only half a msgpack value has no end that could be put to it.
+record is one of its own. Only half a msgpack value has no end that could be put to it, nor has half
+the header of a csv file: those are cut off.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from streamflow.codecs import CsvFormat, Format
 from streamflow.errors import ConnectorError
 from streamflow.framing import LineSplitter, Splitter
 from streamflow.nodes import Context
+from streamflow_connectors.file_headers import has_header
 from streamflow_connectors.file_packing import Gunzip, Gzip
 
 logger = logging.getLogger("streamflow.file")
@@ -35,6 +37,8 @@ def cut_back(path: Path, mark: Mapping[str, Any], context: Context) -> None:
         OSError: It cannot be cut.
     """
     size = path.stat().st_size if path.is_file() else None
+    if size is None and not mark["bytes"]:
+        return
     if size is None or size < mark["bytes"]:
         found = "no file" if size is None else size
         message = (
@@ -62,7 +66,9 @@ def mend(path: Path, declared: Format, context: Context) -> None:
     if not path.is_file() or not path.stat().st_size:
         return
     tail = _read_tail(path, declared)
-    ending = _ending(declared, tail.rest) if tail.rest else b""
+    # Of a header alone nobody can tell whether it names all columns.
+    is_torn_header = has_header(declared) and len(tail.rest) == tail.size_bytes
+    ending = _ending(declared, tail.rest) if tail.rest and not is_torn_header else b""
     num_cut = len(tail.rest) if tail.rest and not ending else 0
     if num_cut and context.is_checkpointed:
         message = (

@@ -47,6 +47,12 @@ class Checkpoint:
         return self.path.name
 
     @property
+    def is_first(self) -> bool:
+        """Whether it was taken before the first record."""
+        found = self.manifest
+        return not any(found.records.values()) and not any(found.positions.values())
+
+    @property
     def size_bytes(self) -> int:
         """How much its files take together."""
         with explained(self.path, "a checkpoint"):

@@ -7,7 +7,8 @@ name is safe, too, are older ones removed: first renamed, so that nobody finds h
 
     .00000042.new/m.safetensors, .../manifest.json -> 00000042/ -> .00000039.old/ -> nothing
 
-Numbers grow for ever, also where a run went back to an earlier checkpoint.
+Numbers grow for ever, also where a run went back to an earlier checkpoint. They begin with 0 for
+the checkpoint before the first record, which tells how long files were then.
 """
 
 from __future__ import annotations
@@ -96,9 +97,20 @@ class Store:
         Raises:
             CheckpointError: It cannot be written, or a state holds what a checkpoint cannot hold.
         """
+        return self._write(snapshot, lowest=1)
+
+    def write_first(self, snapshot: Snapshot) -> Checkpoint:
+        """Write the checkpoint of a stream's start, with the number 0 if there has been no other.
+
+        Raises:
+            CheckpointError: As of `write`.
+        """
+        return self._write(snapshot, lowest=0)
+
+    def _write(self, snapshot: Snapshot, *, lowest: int) -> Checkpoint:
         with self._lock.used(), explained(self.path, "to write a checkpoint"):
             self._lock.check()
-            path = self.path / f"{self._next_number():08}"
+            path = self.path / f"{self._next_number(lowest):08}"
             passing = self.path / f".{path.name}.new"
             if passing.exists():  # an earlier attempt could not remove it
                 shutil.rmtree(passing)
@@ -129,9 +141,9 @@ class Store:
             sync_folder(self.path)
         return aside
 
-    def _next_number(self) -> int:
+    def _next_number(self, lowest: int) -> int:
         aside = [found[1] for path in self.path.iterdir() if (found := ASIDE.fullmatch(path.name))]
-        return max(map(int, [*reading.names(self.path), *aside]), default=0) + 1
+        return max([lowest, *(int(name) + 1 for name in [*reading.names(self.path), *aside])])
 
     def _remove_old(self) -> None:
         for name in reading.names(self.path)[: -self._keep]:

@@ -86,11 +86,22 @@ def _is_stored_by_sinks(graph: Graph) -> bool:
     return any(sink.stores_positions for sink in graph.sinks.values())
 
 
+def _begins(name: str, graph: Graph, checkpoints: Checkpointing) -> bool:
+    """Return whether a source begins as if it had never been read, the checkpoint being the first.
+
+    Where it began it alone knows, by what was committed before or what had come until then.
+    """
+    snapshot = checkpoints.snapshot
+    if name not in graph.sources or snapshot is None or checkpoints.is_rewind:
+        return False
+    return not any(snapshot.records.values()) and not snapshot.positions.get(name)
+
+
 def _context(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Context:
     """Return what a node is told when it is opened."""
     snapshot = checkpoints.snapshot if checkpoints else None
     resume = None
-    if checkpoints and snapshot is not None:
+    if checkpoints and snapshot is not None and not _begins(name, graph, checkpoints):
         resume = Resume(
             snapshot.positions.get(name, {}),
             snapshot.marks.get(name),
@@ -101,16 +112,15 @@ def _context(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Cont
     return Context(name, graph.folder, checkpoints is not None, resume, graph.sources)
 
 
-def coordinate(
-    tasks: Sequence[NodeTask], graph: Graph, write: Callable[[Snapshot], object]
-) -> Coordinator:
+def coordinate(tasks: Sequence[NodeTask], graph: Graph, checkpoints: Checkpointing) -> Coordinator:
     """Return what takes a graph's checkpoints, made known to all tasks."""
     assert graph.checkpoint is not None
     merges = [node.merge for _, _, node in graph.nodes() if isinstance(node, Receiver)]
     coordinator = Coordinator(
         tasks,
         [task.gate for task in tasks if isinstance(task, SourceTask)],
-        write,
+        checkpoints.write,
+        write_first=checkpoints.write_first,
         seconds=graph.checkpoint.seconds,
         is_in_step="round_robin" in merges,
     )

@@ -13,8 +13,9 @@ the positions of the sources are committed. Gates close where a source has let a
 the other sources wait wherever they are, but where records are merged in turn until they too have
 reached their multiple, or have ended.
 
-A run that is stopped takes its last snapshot without ending the processors, whose windows stay
-open; one whose streams have ended takes it after they have.
+Before the first record of all the first snapshot is written, so that what sinks write until the
+next one can be cut off again. A run that is stopped takes its last snapshot without ending the
+processors, whose windows stay open; one whose streams have ended takes it after they have.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import anyio
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 
 from streamflow.checkpoints.snapshot import Snapshot
 from streamflow.errors import CheckpointError
@@ -35,6 +37,10 @@ from streamflow.nodes import Fetch
 from streamflow.records import Batch, Partition, Place, Rejected
 
 logger = logging.getLogger("streamflow")
+
+
+PATIENCE = 2.0
+"""Seconds that a write may take to come to its end once the run is cancelled."""
 
 
 class Part(Protocol):
@@ -146,12 +152,13 @@ class Coordinator:
         parts: All nodes' tasks.
         gates: Of the sources.
         write: Makes a snapshot safe, or raises `CheckpointError`; called in a worker thread.
+        write_first: Likewise the one before the first record; None where there has been one.
         seconds: Between checkpoints; None where gates say when.
         is_in_step: Whether gates wait until all of them are due.
 
     Attributes:
         is_suspended: Whether the run is stopped, to go on later.
-        taken: Count of checkpoints that are safe.
+        taken: Count of checkpoints that are safe, the first one before all records not counted.
         failed: Count of those that could not be written.
         failure: Why the last one could not be written; None if it is safe.
         paused: Seconds in which nothing was let through.
@@ -164,6 +171,7 @@ class Coordinator:
         gates: Sequence[Gate],
         write: Callable[[Snapshot], object],
         *,
+        write_first: Callable[[Snapshot], object] | None = None,
         seconds: float | None,
         is_in_step: bool,
     ) -> None:
@@ -175,12 +183,14 @@ class Coordinator:
         self._parts = parts
         self._gates = gates
         self._write = write
+        self._write_first = write_first
         self._seconds = seconds
         self._is_in_step = is_in_step
         self._unfinished = len(parts)
         self._last = anyio.current_time()
         self._moved = anyio.Event()
         self._opened = anyio.Event()
+        self._begun = anyio.Event()
         self._over = anyio.Event()
         self._idle = anyio.Semaphore(1)  # what writes one snapshot at a time holds it
 
@@ -189,6 +199,7 @@ class Coordinator:
 
     async def run(self) -> None:
         """Take checkpoints when they are due, and the last one when all nodes have finished."""
+        await self._begin()
         async with anyio.create_task_group() as writers:
             while self._unfinished:
                 await self._something()
@@ -203,6 +214,10 @@ class Coordinator:
         self.is_suspended = True
         for part in self._parts:
             part.suspend()
+
+    async def begun(self) -> None:
+        """Wait until records may come."""
+        await self._begun.wait()
 
     async def reached(self, gate: Gate) -> None:
         """Wait until the checkpoint that a gate is due for has been taken."""
@@ -221,6 +236,13 @@ class Coordinator:
         self._unfinished -= 1
         self._moved.set()
         await self._over.wait()
+
+    async def _begin(self) -> None:
+        """Take the first checkpoint, if there has been none."""
+        if self._write_first is not None:
+            snapshot, _ = await self._collect()
+            await self._is_written(self._write_first, snapshot)
+        self._begun.set()
 
     async def _something(self) -> None:
         """Wait until a gate or a node has moved, or the time has come."""
@@ -270,17 +292,52 @@ class Coordinator:
     ) -> None:
         """Write a snapshot, then commit; a run goes on without a checkpoint that fails."""
         try:
-            # A disk that does not answer keeps the thread, not the run.
-            await to_thread.run_sync(self._write, snapshot, abandon_on_cancel=True)
+            if await self._is_written(self._write, snapshot):
+                self.taken += 1
+                for commit in commits:
+                    await commit()
+        finally:
+            self._idle.release()
+
+    async def _is_written(self, write: Callable[[Snapshot], object], snapshot: Snapshot) -> bool:
+        """Write a snapshot; count what comes of it."""
+        try:
+            await _patiently(partial(write, snapshot))
         except CheckpointError as error:
             self.failed += 1
             self.failure = str(error)
             logger.error("%s; the run goes on, and so does the last good checkpoint", error)
-        else:
-            self.taken += 1
-            self.failure = None
-            self.safe_since = time.monotonic()
-            for commit in commits:
-                await commit()
+            return False
+        self.failure = None
+        self.safe_since = time.monotonic()
+        return True
+
+
+async def _patiently(write: Callable[[], object]) -> None:
+    """Call in a worker thread, which is abandoned a while after the caller is cancelled.
+
+    A disk that does not answer keeps the thread, not the run.
+
+    Raises:
+        CheckpointError: The call did.
+    """
+    patience, ended = CancelScope(shield=True), anyio.Event()
+    failure: CheckpointError | None = None
+
+    async def write_shielded() -> None:
+        nonlocal failure
+        with patience:
+            try:
+                await to_thread.run_sync(write, abandon_on_cancel=True)
+            except CheckpointError as error:
+                failure = error
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write_shielded)
+        try:
+            await ended.wait()
         finally:
-            self._idle.release()
+            patience.deadline = anyio.current_time() + PATIENCE
+    if failure is not None:
+        raise failure

@@ -71,7 +71,7 @@ class Run:
         self._tasks = build_tasks(graph, self._fail, checkpoints)
         self._coordinator: Coordinator | None = None
         if checkpoints is not None:
-            self._coordinator = coordinate(self._tasks, graph, checkpoints.write)
+            self._coordinator = coordinate(self._tasks, graph, checkpoints)
         self._unopened = len(self._tasks)
         self._at_work = {task.name: task for task in self._tasks}
         self._all_opened = anyio.Event()

@@ -26,11 +26,13 @@ class Checkpointing:
         snapshot: Where it goes on; None where there is no checkpoint yet.
         is_rewind: Whether the checkpoint wins over positions that were committed after it.
         write: Makes a snapshot safe.
+        write_first: Likewise the one of the start, where no checkpoint is there yet.
     """
 
     snapshot: Snapshot | None
     is_rewind: bool
     write: Callable[[Snapshot], object]
+    write_first: Callable[[Snapshot], object] | None = None
 
 
 async def check_graph(graph: Graph) -> None:
@@ -67,7 +69,8 @@ async def opened_checkpoints(
     async with opened_in_thread(opening, limiter) as store:
         snapshot = await to_thread.run_sync(_find_snapshot, graph, store, start, limiter=limiter)
         is_rewind = start.checkpoint is not None
-        yield Checkpointing(snapshot, is_rewind, store.write)
+        write_first = store.write_first if snapshot is None else None
+        yield Checkpointing(snapshot, is_rewind, store.write, write_first)
 
 
 def _find_snapshot(graph: Graph, store: Store, start: Start) -> Snapshot | None:
@@ -80,6 +83,9 @@ def _find_snapshot(graph: Graph, store: Store, start: Start) -> Snapshot | None:
     if found is None:
         return None
     if problems := graph.locate(difference(found.manifest.identity, identify(graph))):
+        if found.is_first and not start.checkpoint:  # nothing would be lost
+            store.put_aside(after=None)
+            return None
         raise GraphError(problems)
     snapshot = found.snapshot()
     if start.checkpoint:

@@ -179,6 +179,8 @@ class SourceTask(NodeTask):
         async with self._source.open(self._context) as reader:
             self.reader = reader
             await opened()
+            if self.coordinator is not None:
+                await self.coordinator.begun()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._commit_regularly, reader)
                 await self._receive_all(reader)

@@ -489,3 +489,15 @@ def test_a_write_that_outlives_its_store_keeps_the_folder_locked(tmp_path: Path)
         found = store.latest()
         assert found is not None
         assert found.snapshot().states == {"m": {"n": 1}}
+
+
+def test_the_checkpoint_of_the_start_has_the_number_zero(tmp_path: Path) -> None:
+    with store_at(tmp_path, keep=2) as store:
+        assert store.write_first(Snapshot({"a": 0}, {"a": {}})).name == "00000000"
+        assert store.write(snapshot(1)).name == "00000001"
+        found = store.latest()
+        assert found is not None
+        assert not found.is_first
+        assert store.read("00000000").is_first
+        store.put_aside(after=None)
+        assert store.write_first(Snapshot({"a": 0}, {"a": {}})).name == "00000002"

@@ -289,3 +289,20 @@ def test_twenty_kills_leave_each_record_once(tmp_path: Path, suffix: str) -> Non
     assert [value["n"] for value in got] == list(range(12_000))
     if suffix == "csv":
         assert (tmp_path / "out.csv").read_bytes().count(b"n,text\n") == 1
+
+
+@pytest.mark.parametrize("path", ["out.csv", "out.csv.gz"])
+@pytest.mark.parametrize("torn", [b"n", b"num", b'"na', b"number,"])
+def test_a_header_that_a_crash_cut_short_is_written_anew(
+    tmp_path: Path, path: str, torn: bytes
+) -> None:
+    (tmp_path / path).write_bytes(gzip.compress(torn) if path.endswith(".gz") else torn)
+    append(tmp_path, path, {"number": 1})
+    append(tmp_path, path, {"number": 2})
+    assert values(read(tmp_path, path)) == [{"number": 1}, {"number": 2}]
+
+
+def test_a_whole_header_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_bytes(b"b,a\n")
+    append(tmp_path, "out.csv", {"a": 1, "b": 2})
+    assert (tmp_path / "out.csv").read_bytes() == b"b,a\n2,1\n"
