@@ -161,7 +161,7 @@ class Coordinator:
         taken: Count of checkpoints that are safe, the first one before all records not counted.
         failed: Count of those that could not be written.
         failure: Why the last one could not be written; None if it is safe.
-        paused: Seconds in which nothing was let through.
+        paused: Seconds for which everything stood still, to copy all state.
         safe_since: When the last one was safe, by `time.monotonic`; None before the first.
     """
 
@@ -260,7 +260,6 @@ class Coordinator:
     async def _stop_and_collect(self) -> tuple[Snapshot, list[Callable[[], Awaitable[None]]]]:
         """Stop the streams while nothing is in flight, and copy all state."""
         await self._idle.acquire()
-        began = anyio.current_time()
         async with AsyncExitStack() as closed:
             for gate in self._gates:
                 await closed.enter_async_context(gate.closed())
@@ -268,6 +267,7 @@ class Coordinator:
                 part.hold(True)
             for part in self._parts:
                 await part.settled()
+            began = anyio.current_time()
             collected = await self._collect()
             for part in self._parts:
                 part.hold(False)

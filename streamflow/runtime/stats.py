@@ -68,7 +68,7 @@ class CheckpointStats:
         taken: Count of those that are safe.
         failed: Count of those that could not be written.
         failure: Why the last one could not be written; ``None`` if it is safe.
-        paused: Seconds for which the streams stood still, to finish what was in flight.
+        paused: Seconds for which everything stood still, to copy all state.
         age: Seconds since the last one was safe; ``None`` before the first.
     """
 
