@@ -424,3 +424,12 @@ class Retrying(Protocol):
     def retrying(self) -> str | None:
         """Return what is tried again, since when and why, as text; ``None`` if all is well."""
         ...
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A reader or writer that has figures of its own."""
+
+    def report(self) -> Mapping[str, int | float]:
+        """Return figures worth showing, by what they count."""
+        ...

@@ -48,7 +48,7 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
     parts: list[RenderableType] = [Text(heading), _nodes_table(stats)]
     if stats.dropped:
         parts.append(_drops_table(stats))
-    parts += [Text(line) for line in retries(stats)]
+    parts += [Text(line) for line in [*retries(stats), *_own_figures(stats)]]
     if stats.checkpoints is not None:
         parts.append(Text(_checkpoints(stats.checkpoints)))
     for name, node in stats.nodes.items():
@@ -80,6 +80,17 @@ def _drops_table(stats: Stats) -> Table:
                     f"{sender} -> {name}", edge.overflow, *(f"{count:,}" for count in counts)
                 )
     return table
+
+
+def _own_figures(stats: Stats) -> list[str]:
+    """Return what sources and sinks count themselves, where it is not zero."""
+    return [
+        f"{name}: {count:,} {what}"
+        for name, node in stats.nodes.items()
+        if node.kind in ("source", "sink")
+        for what, count in node.report.items()
+        if count
+    ]
 
 
 def _checkpoints(made: CheckpointStats) -> str:

@@ -39,7 +39,7 @@ class NodeStats:
         waiting: Records in its inbox.
         behind: Records beyond the last one a source has received; ``None`` if unknown.
         retrying: What a source or sink tries again, since when and why; ``None`` if all is well.
-        report: The node's own figures; a model's score.
+        report: The node's own figures: a model's score, what a source or sink counts.
         edges: What the node receives through, by the name of the sender.
     """
 

@@ -25,6 +25,7 @@ from streamflow.nodes import (
     Operator,
     Processor,
     Reader,
+    Reporting,
     Retrying,
     Sink,
     Source,
@@ -173,7 +174,7 @@ class SourceTask(NodeTask):
 
     def _figures(self) -> dict[str, Any]:
         behind = self.reader.behind() if self.reader else None
-        return {"skipped": self._skipped, "behind": behind, "retrying": _retrying(self.reader)}
+        return {"skipped": self._skipped, "behind": behind, **_told_by(self.reader)}
 
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with self._source.open(self._context) as reader:
@@ -356,8 +357,8 @@ class SinkTask(NodeTask):
         self._unflushed: list[Parcel] = []
 
     def _figures(self) -> dict[str, Any]:
-        retrying = _retrying(self.writer)
-        return {"waiting": self._inbox.records, "edges": self._inbox.stats, "retrying": retrying}
+        own = _told_by(self.writer)
+        return {"waiting": self._inbox.records, "edges": self._inbox.stats, **own}
 
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with self._sink.open(self._context) as writer:
@@ -398,8 +399,14 @@ class SinkTask(NodeTask):
         self._unflushed.clear()
 
 
-def _retrying(end: Reader | Writer | None) -> str | None:
-    return end.retrying() if isinstance(end, Retrying) else None
+def _told_by(end: Reader | Writer | None) -> dict[str, Any]:
+    """Return what a reader or writer says about itself, if it does."""
+    told: dict[str, Any] = {}
+    if isinstance(end, Retrying):
+        told["retrying"] = end.retrying()
+    if isinstance(end, Reporting):
+        told["report"] = end.report()
+    return told
 
 
 @asynccontextmanager

@@ -86,10 +86,13 @@ def test_a_graphs_name_is_not_markup() -> None:
 
 def test_the_report_tells_of_checkpoints_and_of_what_is_tried_again() -> None:
     reason = "retrying Produce for 60 s: no connection"
-    nodes = NODES | {"out": NodeStats("sink", 1, 1, 0, retrying=reason)}
+    told = {"records left out": 1200, "retries": 0}
+    nodes = NODES | {"out": NodeStats("sink", 1, 1, 0, retrying=reason, report=told)}
     stats = Stats("failed", 2.0, nodes, CheckpointStats(4, 1, "disk full", 0.25, 3.0))
     lines = shown("g", stats)
     assert f"out: {reason}" in lines
+    assert "out: 1,200 records left out" in lines
+    assert not any("retries" in line for line in lines)
     expected = "checkpoints: 4 taken, 1 failed, streams paused for 0.25 s; the last one: disk full"
     assert expected in lines
     data = json.loads(json.dumps(report_data("g", stats)))

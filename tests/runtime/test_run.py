@@ -1,4 +1,4 @@
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -100,6 +100,9 @@ class RetryingReader(ListReader):
     def retrying(self) -> str | None:
         return "retrying Fetch for 3 s: no connection"
 
+    def report(self) -> Mapping[str, int]:
+        return {"retries": 4}
+
 
 async def test_stats_tell_what_is_tried_again() -> None:
     with anyio.fail_after(10):
@@ -107,7 +110,8 @@ async def test_stats_tell_what_is_tried_again() -> None:
             await run.wait()
             nodes = run.stats().nodes
     assert nodes["in"].retrying == "retrying Fetch for 3 s: no connection"
-    assert nodes["out0"].retrying is None
+    assert nodes["in"].report == {"retries": 4}
+    assert (nodes["out0"].retrying, nodes["out0"].report) == (None, {})
 
 
 async def test_stop_delivers_what_is_in_flight() -> None:
