@@ -128,7 +128,7 @@ def replay(
 
     def replay_them() -> int:
         chosen = _of_graph(graph) if letters is None else _of_path(letters, format_name)
-        plan = anyio.run(plan_replay, graph, chosen)
+        plan = anyio.run(plan_replay, graph, chosen, instance)
         return _replay(graph, plan, instance, as_json=as_json)
 
     return _explained(replay_them)

@@ -12,13 +12,16 @@ Until then nothing is noted, so that an interrupted replay is done again from wh
 note holds for a file that begins with the same bytes, and for no other.
 
 With checkpoints the run goes on from the newest one and takes one at its end, in which the
-positions of the sources are those of before. An interrupted one takes none.
+positions of the sources are those of before. An interrupted one takes none. The note is part of
+that checkpoint, and of all later ones, so that what is learned is noted in the same moment; a
+process that dies before it has written the file beside the letters leaves that to the next replay.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -31,7 +34,7 @@ from typing import Any, Literal
 import anyio
 from anyio import to_thread
 
-from streamflow.checkpoints.snapshot import Snapshot
+from streamflow.checkpoints import Snapshot, folder_of, reading
 from streamflow.codecs import Codec, decode
 from streamflow.errors import ConnectorError
 from streamflow.graph import Graph, Start
@@ -40,7 +43,14 @@ from streamflow.plugins import SINKS, load
 from streamflow.records import Batch, Headers, Partition, to_columns
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
 from streamflow.runtime.run import Run, opened_run
-from streamflow.runtime.starting import Checkpointing, check_graph, opened_checkpoints
+from streamflow.runtime.starting import (
+    REPLAYED,
+    Checkpointing,
+    check_graph,
+    opened_checkpoints,
+)
+
+logger = logging.getLogger("streamflow")
 
 NEVER = 2**62
 """Records between checkpoints where there is to be only the last one."""
@@ -108,7 +118,7 @@ class Replay:
         return self.note.letters - self.first + 1
 
     def finish(self) -> None:
-        """Note that all letters have been replayed.
+        """Note beside the file that all letters have been replayed.
 
         Raises:
             ConnectorError: The file does not begin any more with the letters that were.
@@ -120,15 +130,38 @@ class Replay:
                 f"writes them, and replay again"
             )
             raise ConnectorError(message)
-        unfinished = path.with_name(f"{note_path(path).name}.new")
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self.note), file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(note_path(path))
+        _write_note(path, self.note)
 
 
-async def plan_replay(graph: Graph, letters: LetterFile) -> Replay:
+def _write_note(path: Path, note: Note) -> None:
+    unfinished = path.with_name(f"{note_path(path).name}.new")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(asdict(note), file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(note_path(path))
+
+
+def _recover_note(graph: Graph, path: Path, instance: str) -> None:
+    """Note beside a file what the newest checkpoint knows of its replay, if that is more.
+
+    Raises:
+        CheckpointError: The checkpoints cannot be read.
+    """
+    if graph.checkpoint is None:
+        return
+    folder = folder_of(graph.checkpoint.path, folder=graph.folder, instance=instance)
+    checkpoint = reading.newest(folder) if folder.is_dir() else None
+    if checkpoint is None or path.name not in checkpoint.manifest.marks.get(REPLAYED, {}):
+        return
+    note = Note(**checkpoint.manifest.marks[REPLAYED][path.name])
+    is_of_file = _sha256(path, note.size_bytes) == note.sha256
+    if is_of_file and note.letters > num_replayed(path):
+        logger.info("%s: %d letters are replayed, as a checkpoint says", path, note.letters)
+        _write_note(path, note)
+
+
+async def plan_replay(graph: Graph, letters: LetterFile, instance: str = "0") -> Replay:
     """Look through a file for the letters that have not been replayed.
 
     Raises:
@@ -140,6 +173,7 @@ async def plan_replay(graph: Graph, letters: LetterFile) -> Replay:
         message = f"{path}: expected dead letters, found no file; check the path"
         raise ConnectorError(message)
     size_bytes = path.stat().st_size
+    await to_thread.run_sync(_recover_note, graph, path, instance)
     replayed = await to_thread.run_sync(num_replayed, path)
     last = 0
     async with aclosing(letters.batches()) as batches:
@@ -183,7 +217,7 @@ async def open_replay(graph: Graph, replay: Replay, *, instance: str = "0") -> A
     """
     await check_graph(graph)
     async with opened_checkpoints(graph, Start(), instance) as checkpoints:
-        latch = _Latch(checkpoints) if checkpoints else None
+        latch = _Latch(checkpoints, replay) if checkpoints else None
         through = replace(checkpoints, write=latch.write) if checkpoints and latch else None
         async with opened_run(replaying_graph(graph, replay), through) as run:
             if latch:
@@ -194,17 +228,24 @@ async def open_replay(graph: Graph, replay: Replay, *, instance: str = "0") -> A
 class _Latch:
     """Writes the checkpoint of a replay, if it is not interrupted."""
 
-    def __init__(self, checkpoints: Checkpointing) -> None:
+    def __init__(self, checkpoints: Checkpointing, replay: Replay) -> None:
         self.run: Run | None = None
         self._checkpoints = checkpoints
+        self._replay = replay
 
     def write(self, snapshot: Snapshot) -> None:
         """Write what the letters have changed, at the place where the streams stand."""
         if self.run is None or self.run.stats().state != "running":
             return
         before = self._checkpoints.snapshot or Snapshot()
+        noted = {self._replay.letters.path.name: asdict(self._replay.note)}
         self._checkpoints.write(
-            replace(snapshot, records=before.records, positions=before.positions)
+            replace(
+                snapshot,
+                records=before.records,
+                positions=before.positions,
+                marks={**snapshot.marks, REPLAYED: noted},
+            )
         )
 
 

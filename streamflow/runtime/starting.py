@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import CapacityLimiter, to_thread
 
@@ -14,6 +14,9 @@ from streamflow.errors import GraphError, Problem
 from streamflow.graph import Graph, Start
 from streamflow.plugins import missing_packages
 from streamflow.runtime.tasks import opened_in_thread
+
+REPLAYED = "dead_letter:replayed"
+"""Name, among the marks, of what is noted about replays; no sink has such a name."""
 
 logger = logging.getLogger("streamflow")
 
@@ -70,7 +73,20 @@ async def opened_checkpoints(
         snapshot = await to_thread.run_sync(_find_snapshot, graph, store, start, limiter=limiter)
         is_rewind = start.checkpoint is not None
         write_first = store.write_first if snapshot is None else None
-        yield Checkpointing(snapshot, is_rewind, store.write, write_first)
+        yield Checkpointing(snapshot, is_rewind, _keeping_notes(store, snapshot), write_first)
+
+
+def _keeping_notes(store: Store, before: Snapshot | None) -> Callable[[Snapshot], object]:
+    """Return what writes a snapshot with the notes about replays that the one before has."""
+    notes = before.marks.get(REPLAYED, {}) if before else {}
+
+    def write(snapshot: Snapshot) -> None:
+        marks = dict(snapshot.marks)
+        if known := {**notes, **marks.get(REPLAYED, {})}:
+            marks[REPLAYED] = known
+        store.write(replace(snapshot, marks=marks))
+
+    return write
 
 
 def _find_snapshot(graph: Graph, store: Store, start: Start) -> Snapshot | None:

@@ -366,3 +366,38 @@ async def test_an_interrupted_replay_leaves_the_checkpoint_as_it_was(
     assert (tmp_path / "out.csv").read_text() == before
     assert await replay(graph, path) == 3
     assert (tmp_path / "out.csv").read_text() == before + ROWS
+
+
+async def replay_without_note(graph: Graph, path: Path) -> int:
+    """Replay a file in a process that dies before it writes the note; return how many."""
+    plan = await plan_replay(graph, LetterFile(path))
+    with anyio.fail_after(60):
+        async with open_replay(graph, plan) as opened:
+            await opened.wait()
+    return len(plan)
+
+
+@pytest.mark.parametrize("num_runs_between", [0, 1, 5])
+async def test_letters_whose_note_a_crash_has_kept_away_are_not_learned_twice(
+    tmp_path: Path, num_runs_between: int
+) -> None:
+    path, graph = tmp_path / "dead.jsonl", checkpointed(tmp_path)
+    await run(graph)
+    assert await replay_without_note(graph, path) == 3
+    assert not note_path(path).exists()
+    for _ in range(num_runs_between):  # more than are kept
+        await run(graph)
+    assert await replay_without_note(graph, path) == 3  # those that failed again
+    assert num_replayed(path) == 3
+    assert await replay(graph, path) == 3
+    assert num_replayed(path) == 9
+
+
+async def test_what_a_checkpoint_notes_of_another_file_does_not_count(tmp_path: Path) -> None:
+    path, graph = tmp_path / "dead.jsonl", checkpointed(tmp_path)
+    await run(graph)
+    assert await replay_without_note(graph, path) == 3
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"attempts":1', '"attempts":9'), encoding="utf-8")
+    assert len(await plan_replay(graph, LetterFile(path))) == 6
+    assert not note_path(path).exists()
