@@ -125,6 +125,8 @@ class MsgpackFormat(Format):
 
     An array is the extension type 1, whose data is in turn a msgpack list of dtype (``"<f4"``),
     shape and the elements' bytes, little-endian, last axis fastest. Scalars of numpy are numbers.
+    Mappings have text as keys, as in JSON: a record with others is rejected, when it is written as
+    well as when it is read.
     """
 
     terminator: ClassVar[bytes] = b""

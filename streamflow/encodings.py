@@ -19,6 +19,11 @@ _TENSOR_DTYPES: Final = frozenset(
     | {"<f2", "<f4", "<f8", "<c8", "<c16"}
 )
 
+_KEYS: Final = frozenset({str, bytes})
+
+_FLAT: Final = frozenset({str, bytes, int, float, bool, type(None)})
+"""Types of values that have no keys within."""
+
 _MOST_EMPTY_ROWS: Final = 2**16
 
 
@@ -78,8 +83,29 @@ def load_msgpack(payload: bytes) -> Any:
 
 
 def dump_msgpack(value: Any) -> bytes:
-    """Return ``value`` as msgpack; may raise any exception if it holds what msgpack does not."""
-    return msgpack.packb(value, datetime=True, default=_msgpack_equivalent)  # type: ignore[no-any-return]
+    """Return ``value`` as msgpack; may raise any exception if it holds what msgpack does not.
+
+    Raises:
+        TypeError: It holds a mapping whose keys are no text, which `load_msgpack` would refuse.
+    """
+    payload: bytes = msgpack.packb(value, datetime=True, default=_msgpack_equivalent)
+    _check_keys(value)  # after packing, which bounds how deep it nests
+    return payload
+
+
+def _check_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        if not _KEYS.issuperset(map(type, value)):
+            for key in value:
+                if not isinstance(key, str | bytes):
+                    message = f"the key {key!r} of a mapping, which is no text; make it text"
+                    raise TypeError(message)
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    if not _FLAT.issuperset(map(type, value)):
+        for item in value:
+            _check_keys(item)
 
 
 def _load_extension(code: int, data: bytes) -> Any:

@@ -1,4 +1,5 @@
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -145,6 +146,30 @@ def test_what_cannot_be_decoded_has_a_cause(declared: Format, payload: bytes, ca
     rows, causes = decoded(declared, [payload])
     assert rows == []
     assert cause in causes[0]
+
+
+@pytest.mark.parametrize("declared", [JsonFormat(), MsgpackFormat()])
+@pytest.mark.parametrize(
+    "value", [{1: "a"}, {"a": [{"b": ({"c": {2.5: 1}},)}]}, [1, {None: 2}], {"a": 1, (1, 2): 3}]
+)
+def test_what_could_not_be_read_again_is_not_written(declared: Format, value: Any) -> None:
+    payloads, causes = encoded(declared, [{"a": 1}, value])
+    assert len(payloads) == 1
+    assert list(causes) == [1]
+    if isinstance(declared, MsgpackFormat):
+        assert re.search(r"found the key .* of a mapping, which is no text", causes[1])
+
+
+values_of_msgpack = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.binary() | st.integers(), inner),
+)
+
+
+@given(values_of_msgpack)
+def test_what_msgpack_writes_it_reads(value: Any) -> None:
+    payloads, _ = encoded(MsgpackFormat(), [value])
+    assert decoded(MsgpackFormat(), payloads)[1] == {}
 
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "u4", "<i8", ">f4", "f2", "f8", "c16"])
