@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ from pathlib import Path
 
 from streamflow.checkpoints import reading
 
-KILLS = int(os.environ.get("STREAMFLOW_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("STREAMFLOW_TEST_KILLS", "8"))
 SEED = int(os.environ.get("STREAMFLOW_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
 SHARE = max(1, KILLS // 4)
 """Kills for each of the four graphs."""
+
+IS_LONG = KILLS >= 40
 
 PATIENCE = 60 * (SHARE + 5)
 """Seconds after which a test is given up, on a machine that is busy with other things."""
@@ -127,7 +130,14 @@ class Traces:
         return "writing a checkpoint" if self.is_saving else "at work"
 
 
-def kill_often(job: Job, chance: random.Random, step: int, look: Callable[[], str] = str) -> None:
+def kill_often(
+    job: Job,
+    chance: random.Random,
+    step: int,
+    *,
+    look: Callable[[], str] = str,
+    disturb: Callable[[subprocess.Popen[bytes]], object] | None = None,
+) -> None:
     """Start a job and kill it, again and again.
 
     Args:
@@ -135,15 +145,19 @@ def kill_often(job: Job, chance: random.Random, step: int, look: Callable[[], st
         chance: Where the moments come from.
         step: By how much the progress grows from one checkpoint to the next, about.
         look: Called after each kill; returns what else the process was at.
+        disturb: Called in each run before the moment is chosen.
     """
     phases: Counter[str] = Counter()
     while phases.total() < SHARE:
+        before = Traces.of(job)
         with job.start() as process:
-            phase = kill(job, process, chance, step)
-        if phase is None:
-            assert process.returncode == 0, job.log
+            if disturb is not None:
+                disturb(process)
+            is_killed = kill(job, process, chance, step)
+        if is_killed:
+            phases[Traces.of(job).phase_since(before) + look()] += 1
         else:
-            phases[phase + look()] += 1
+            assert process.returncode == 0, job.log
     print(f"killed {SHARE} times: {dict(phases)}")  # noqa: T201
 
 
@@ -153,22 +167,40 @@ def kill(
     chance: random.Random,
     step: int,
     patience: float = PATIENCE,
-) -> str | None:
-    """Kill a run that has just been started, at a moment of one of several kinds.
+) -> bool:
+    """Kill a run at a moment of one of several kinds.
+
+    Args:
+        job: What runs.
+        process: The run.
+        chance: Where the moment comes from.
+        step: As in `kill_often`.
+        patience: Seconds after which it is killed whatever it is at.
 
     Returns:
-        What it was at; None if it had ended by itself.
+        Whether it was killed, and had not ended by itself.
     """
-    before = Traces.of(job)
+    if not reaches_moment(job, process, chance, step, patience):
+        return False
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def reaches_moment(
+    job: Job,
+    process: subprocess.Popen[bytes],
+    chance: random.Random,
+    step: int,
+    patience: float = PATIENCE,
+) -> bool:
+    """Wait for a random moment; return whether the process has lived to see it."""
     is_time = _moment(job, chance, step)
     latest = time.monotonic() + patience
     while process.poll() is None:
         if is_time() or time.monotonic() > latest:
-            process.kill()
-            process.wait()
-            return Traces.of(job).phase_since(before)
+            return True
         time.sleep(POLL)
-    return None
+    return False
 
 
 def _moment(job: Job, chance: random.Random, step: int) -> Callable[[], bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from aiokafka import (  # type: ignore[import-untyped]
 )
 
 from tests.chaos.outcomes import differences, letters, outcome
-from tests.chaos.processes import PATIENCE, SHARE, Job, chance_of, kill_often
+from tests.chaos.processes import (
+    IS_LONG,
+    PATIENCE,
+    SHARE,
+    Job,
+    chance_of,
+    kill_often,
+    reaches_moment,
+)
 from tests.kafka.clients import Cluster, committed
 from tests.kafka.server import Server
 
@@ -26,6 +35,7 @@ pytestmark = pytest.mark.kafka
 EVERY = 100
 RECORDS = EVERY * (4 + 2 * SHARE)
 STEP = 170 * EVERY  # bytes of output, about
+RESTARTED = 0.2  # of the runs, during which the broker is killed, too, in the long form
 
 GRAPH = """
 version: 1
@@ -135,7 +145,21 @@ def test_a_killed_run_publishes_and_learns_as_an_uninterrupted_one(
         for name, topic in zip(("whole", "broken"), topics, strict=True)
     )
     with whole.start() as uninterrupted:
-        kill_often(broken, chance, STEP, lambda: asyncio.run(transaction(broker, topics[1])))
+
+        def restart(process: subprocess.Popen[bytes]) -> None:
+            """Kill the broker and start it again, at a random moment of one of several runs."""
+            if chance.random() < RESTARTED and reaches_moment(broken, process, chance, STEP):
+                assert uninterrupted.wait() == 0, whole.log
+                server.stop()
+                server.start()
+
+        kill_often(
+            broken,
+            chance,
+            STEP,
+            look=lambda: asyncio.run(transaction(broker, topics[1])),
+            disturb=restart if IS_LONG else None,
+        )
         assert uninterrupted.wait() == 0, whole.log
     broken.run()
     broken.run()  # which adds nothing
