@@ -14,6 +14,9 @@ A run goes on from a checkpoint only if these are the same; all else may change 
 would silently not do so. An option that has its default is left out, so that a graph stays the same
 when a later version has more options. Order counts in lists only.
 
+Functions and classes go by their names, lambdas and what is defined within a function by what they
+do, too; see `names`.
+
 The class of a source or operator names options that may change in ``incidental``, a class variable
 (a frozenset); those of its parents count, too.
 """  # noqa: E501  # rows of a table
@@ -30,6 +33,7 @@ from typing import Any, Final
 
 from pydantic_core import PydanticSerializationError
 
+from streamflow.checkpoints.names import name_of, unbound
 from streamflow.errors import Problem
 from streamflow.graph import SECTIONS, Graph
 from streamflow.models.declaration import Model
@@ -97,6 +101,8 @@ def _of_model(model: Model) -> dict[str, Any]:
     named = {"task": model.resolved_task, "loss": _loss(model)}
     options |= {name: value for name, value in named.items() if value is not None}
     declared = _plain(model, "optimizer")
+    if isinstance(model.optimizer, partial):
+        declared = name_of(unbound(model.optimizer))  # what is bound are its options
     several = declared if isinstance(declared, list) else [declared]
     options["optimizer"] = [next(iter(one)) if isinstance(one, Mapping) else one for one in several]
     return options
@@ -126,14 +132,7 @@ def _plain(node: Node, name: str) -> Any:
     try:
         return json.loads(_text(node.model_dump(mode="json", include={name}).get(name)))
     except (PydanticSerializationError, TypeError, ValueError):
-        return _python_name(getattr(node, name))
-
-
-def _python_name(value: object) -> str:
-    if isinstance(value, partial):
-        return _python_name(value.func)
-    named: Any = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}:{named.__qualname__}"
+        return name_of(getattr(node, name))
 
 
 def difference(saved: Identity, current: Identity) -> list[Problem]:

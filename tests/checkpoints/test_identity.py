@@ -1,6 +1,10 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -10,6 +14,7 @@ from pydantic import SecretStr
 from streamflow import Graph, Model
 from streamflow.checkpoints import Identity, difference, identify
 from streamflow.checkpoints.manifest import Manifest, dump, parse
+from streamflow.checkpoints.names import name_of
 from streamflow.nodes import Declaration, Source
 from streamflow.operators.fields import Select, Standardize
 from streamflow.operators.functions import Map
@@ -267,6 +272,135 @@ def test_functions_count_by_their_name(wrap: Callable[[Any], Any]) -> None:
         f'operators.step.function: expected "{__name__}:double" as in the checkpoint, '
         f'found "{__name__}:triple"' + CURE
     ]
+
+
+def scaling(factor: Any) -> Callable[[float], float]:
+    def scale(value: float) -> float:
+        return factor * value  # type: ignore[no-any-return]
+
+    return scale
+
+
+def class_of(bias: float) -> type:
+    class Local:
+        offset = bias
+
+        @staticmethod
+        def own() -> float:
+            return 1.0
+
+        def __call__(self, value: float) -> float:
+            return value + self.offset
+
+    return Local
+
+
+def network_of(width: int) -> type[torch.nn.Module]:
+    class Local(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()  # refers to the class itself
+            self.layer = torch.nn.Linear(width, width)
+
+    return Local
+
+
+def falling() -> Callable[[int], int]:
+    def fall(value: int) -> int:
+        return fall(value - 1) if value else 0
+
+    return fall
+
+
+def scaled(value: float, factor: float = 1.0) -> float:
+    return factor * value
+
+
+SAME: list[Callable[[], Any]] = [
+    lambda: double,
+    lambda: lambda value: 2 * value,
+    lambda: lambda other_name: 2 * other_name,
+    lambda: scaling(2),
+    lambda: scaling({"b": [1, {2, 3}]}),
+    lambda: scaling(double),
+    lambda: class_of(1.0),
+    lambda: class_of(1.0)(),
+    lambda: network_of(3),
+    falling,
+    lambda: partial(scaled, factor=2.0),
+    lambda: {"a", "b", "c"}.__contains__,
+]
+
+
+@pytest.mark.parametrize("make", SAME)
+def test_a_function_made_again_is_the_same(make: Callable[[], Any]) -> None:
+    assert name_of(make()) == name_of(make())
+
+
+def test_names_of_variables_do_not_count() -> None:
+    assert name_of(SAME[1]()).split()[1] == name_of(SAME[2]()).split()[1]
+
+
+DIFFERENT: list[Any] = [
+    lambda value: 2 * value,
+    lambda value: 3 * value,
+    lambda value: value["a"],
+    lambda value: value.a,
+    lambda value, by=1: 2 * value,
+    lambda value, by=2: 2 * value,
+    lambda value: [2 * item for item in value],
+    lambda value: [3 * item for item in value],
+    scaling(2),
+    scaling(3),
+    scaling((2, 3)),
+    scaling(double),
+    scaling(triple),
+    scaling(scaling(2)),
+    scaling(scaling(3)),
+    class_of(1.0),
+    class_of(2.0),
+    network_of(3),
+    network_of(4),
+    partial(scaled, 2.0),
+    partial(scaled, 3.0),
+    partial(scaled, factor=3.0),
+    scaled,
+]
+
+
+def test_functions_that_do_different_things_are_different() -> None:
+    names = [name_of(function) for function in DIFFERENT]
+    assert len(set(names)) == len(names)
+
+
+def test_lambdas_are_the_same_in_every_process(tmp_path: Path) -> None:
+    program = (
+        "from streamflow.checkpoints.names import name_of\n"
+        "print(name_of(lambda value: value in {'a', 'b', 'c', 'd', 'e'}))\n"
+    )
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    found = [
+        subprocess.run(
+            [sys.executable, "program.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    ]
+    assert found[0] == found[1]
+
+
+def test_another_lambda_is_seen() -> None:
+    changed = graph(model={"network": lambda: torch.nn.Linear(1, 1)})
+    [line] = lines(graph(model={"network": lambda: torch.nn.Linear(1, 2)}), changed)
+    assert "<lambda>" in line
+
+
+def test_what_is_bound_to_an_optimizer_may_change() -> None:
+    optimizers = [partial(torch.optim.SGD, lr=lr) for lr in (0.1, 0.2)]
+    saved, current = (graph(model={"optimizer": optimizer}) for optimizer in optimizers)
+    assert lines(saved, current) == []
 
 
 def test_it_comes_back_from_a_manifest_as_the_same() -> None:
