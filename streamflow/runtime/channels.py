@@ -289,7 +289,7 @@ class Inbox:
         return any(edge.records for edge in self._edges)
 
     async def receive(self, max_records: int) -> Parcel | None:
-        """Wait for records and return those at hand, about ``max_records`` at the most.
+        """Wait for records and return those at hand, ``max_records`` at the most.
 
         Returns:
             The records; ``None`` when all edges are closed and empty.
@@ -321,11 +321,11 @@ class Inbox:
         """Let wait what has waited when `state` was called."""
 
     def _take(self, max_records: int) -> Parcel | None:
-        """Return the parcels that wait, in order of arrival, as one; ``None`` if there is none."""
+        """Return records that wait, in order of arrival; ``None`` if there are none."""
         taken: list[Parcel] = []
         left = max_records
-        while (edge := self._next_edge()) and (not taken or len(edge.parcels[0][1].batch) <= left):
-            taken.append(edge.take())
+        while left and (edge := self._next_edge()):
+            taken.append(edge.take(left))
             left -= len(taken[-1].batch)
         return join(taken) if taken else None
 

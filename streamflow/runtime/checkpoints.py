@@ -93,10 +93,12 @@ class Gate:
             return False
         return self.count > self._met and self.count % self._every == 0
 
-    def cut(self, fetch: Fetch) -> tuple[Fetch, Fetch | None]:
-        """Return what may pass before the next checkpoint, and the rest."""
+    def cut(self, fetch: Fetch, most_records: int) -> tuple[Fetch, Fetch | None]:
+        """Return what may pass at once, before the next checkpoint, and the rest."""
         size = fetch.num_records
-        room = size if self._every is None else self._every - self.count % self._every
+        room = most_records
+        if self._every is not None:
+            room = min(room, self._every - self.count % self._every)
         return (fetch, None) if size <= room else cut_fetch(fetch, room)
 
     @asynccontextmanager

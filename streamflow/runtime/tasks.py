@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -44,12 +44,34 @@ COMMIT_INTERVAL = 1.0
 CLOSE_TIMEOUT = 10.0
 MAX_RECORDS = 1024  # a processor or sink takes at once
 FLUSH_RECORDS = 16 * 1024  # a sink writes before it flushes under constant load
-CALL_SECONDS = 0.05  # a blocking processor should take for one call, so that stopping is quick
+CALL_SECONDS = 0.05  # what is done at once should take, so that stopping is quick
 
 
 def waiting_at(node: str) -> str:
     """Name what waits at a node; no node has such a name."""
     return f"{node}:waiting"
+
+
+class Pace:
+    """How many records to handle at once, so that it takes about `CALL_SECONDS`.
+
+    Attributes:
+        records: That many, `MAX_RECORDS` at the most.
+    """
+
+    def __init__(self, records: int) -> None:
+        self.records = records
+
+    @contextmanager
+    def watching(self, count: int) -> Iterator[None]:
+        """Handle ``count`` records in the block, and more the next time if that is quick."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        if seconds > CALL_SECONDS:
+            self.records = max(1, count // 2)
+        elif seconds < CALL_SECONDS / 2 and count == self.records:
+            self.records = min(MAX_RECORDS, 2 * count)
 
 
 class NodeTask(ABC):
@@ -162,6 +184,10 @@ class SourceTask(NodeTask):
         self.gate = gate
         self._source = source
         self._commits = commits
+        self._reads_again = source.rereads or source.keeps_positions
+        # Where the graph is slow, few records are let in at once: stopping and checkpoints are
+        # quick, and what is left of a fetch when the run stops is read by a later one.
+        self._pace = Pace(MAX_RECORDS)
         self._ledger = Ledger()
         self._skipped = 0
         self._is_stopping = False
@@ -196,10 +222,11 @@ class SourceTask(NodeTask):
 
     async def _receive_all(self, reader: Reader) -> None:
         while (rest := await self._receive(reader)) is not None:
-            while rest is not None:
-                fetch, rest = self.gate.cut(rest)
-                async with self.gate.passing(fetch):
-                    await self._pass_on(fetch)
+            while rest is not None and not (self._is_stopping and self._reads_again):
+                fetch, rest = self.gate.cut(rest, self._pace.records)
+                with self._pace.watching(fetch.num_records):
+                    async with self.gate.passing(fetch):
+                        await self._pass_on(fetch)
                 if self.coordinator is not None:
                     await self.coordinator.reached(self.gate)
         if self.coordinator is not None:
@@ -275,7 +302,7 @@ class ProcessorTask(NodeTask):
         self._inbox = inbox
         self._inboxes = (inbox,)
         self._limiter = CapacityLimiter(1) if operator.blocking else None
-        self._call_records = 1 if operator.blocking else MAX_RECORDS
+        self._pace = Pace(1 if operator.blocking else MAX_RECORDS)
 
     def _figures(self) -> dict[str, Any]:
         report = self.processor.report() if self.processor else {}
@@ -288,8 +315,8 @@ class ProcessorTask(NodeTask):
             if resume is not None and resume.state is not None:
                 await self._call(partial(processor.restore, resume.state))
             await opened()
-            while (parcel := await self._inbox.receive(MAX_RECORDS)) is not None:
-                await self._process(parcel)
+            while (parcel := await self._inbox.receive(self._pace.records)) is not None:
+                await self._process(processor, parcel)
             if self.coordinator is None or not self.coordinator.is_suspended:
                 processed = await self._call(processor.end)
                 await self._emit(0, processed.batch, processed.rejected, ())
@@ -304,35 +331,12 @@ class ProcessorTask(NodeTask):
         state = await self._call(self.processor.state)
         return Snapshot(states={self.name: state, **self._waiting()})
 
-    async def _process(self, parcel: Parcel) -> None:
-        """Process a parcel, in as many calls as keep each short."""
-        assert self.processor is not None
-        while (count := len(parcel.batch)) > self._call_records:
-            head, rest = parcel.split(
-                [
-                    parcel.batch.slice(0, self._call_records),
-                    parcel.batch.slice(self._call_records, count),
-                ]
-            )
-            await self._process_at_once(self.processor, head)
-            parcel = rest
-        await self._process_at_once(self.processor, parcel)
-
-    async def _process_at_once(self, processor: Processor, parcel: Parcel) -> None:
+    async def _process(self, processor: Processor, parcel: Parcel) -> None:
         count = len(parcel.batch)
         self.received += count
-        started = time.perf_counter()
-        processed = await self._call(lambda: processor.process(parcel.batch))
-        if self._limiter:
-            self._adapt(count, time.perf_counter() - started)
+        with self._pace.watching(count) if self._limiter else nullcontext():
+            processed = await self._call(lambda: processor.process(parcel.batch))
         await self._emit(count, processed.batch, processed.rejected, parcel.shares)
-
-    def _adapt(self, count: int, seconds: float) -> None:
-        """Take more records a call while calls are quick, fewer when they are slow."""
-        if seconds > CALL_SECONDS:
-            self._call_records = max(1, count // 2)
-        elif seconds < CALL_SECONDS / 2 and count == self._call_records:
-            self._call_records = min(MAX_RECORDS, 2 * count)
 
     async def _call(self, function: Callable[[], T]) -> T:
         if self._limiter:

@@ -105,13 +105,18 @@ async def test_parcels_come_in_order_of_arrival_and_no_more_than_asked_for() -> 
 
 
 @pytest.mark.anyio
-async def test_a_batch_larger_than_asked_for_comes_whole() -> None:
+async def test_no_more_records_come_than_asked_for() -> None:
     inbox = Inbox()
     edge = inbox.edge()
-    await edge.send(parcel(range(10)))
-    received = await inbox.receive(4)
-    assert received is not None
-    assert len(received.batch) == 10
+    await edge.send(parcel(range(3)))
+    await edge.send(parcel(range(3, 13)))
+    rows = []
+    for count in (4, 4, 4, 1):
+        received = await inbox.receive(4)
+        assert received is not None
+        assert len(received.batch) == count
+        rows += received.batch.rows()
+    assert rows == list(range(13))
 
 
 @pytest.mark.anyio

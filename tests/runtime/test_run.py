@@ -1,3 +1,4 @@
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -8,6 +9,7 @@ import pytest
 from streamflow.errors import NodeError
 from streamflow.graph import Graph
 from streamflow.nodes import Buffer, Context
+from streamflow.runtime import tasks
 from streamflow.runtime.tasks import MAX_RECORDS
 from streamflow.testing import Gate, ListReader, ListSource
 from tests.runtime.graphs import BlockingTimes, Times, graph_of, is_closed, numbers, sink
@@ -191,3 +193,52 @@ async def test_pushing_and_pulling_need_memory_nodes(
     async with graph_of(numbers(3), sink()).open() as run:
         with pytest.raises(error, match=message):
             await call(run)
+
+
+class Passing(ListSource):
+    """Cannot be read again."""
+
+    type: Literal["passing"] = "passing"  # type: ignore[assignment]
+
+    @property
+    def rereads(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(ListSource, 10), (Passing, 100)])
+async def test_what_a_later_run_reads_again_is_let_go_when_a_run_stops(
+    kind: type[ListSource], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "MAX_RECORDS", 10)  # let in at once
+    gate = Gate(is_open=False)
+    source = kind(values=tuple(range(100)), batch_size=100, stays_open=True)
+    out = sink(gate=gate, buffer=Buffer(records=1))
+    with anyio.fail_after(10):
+        async with graph_of(source, out).open() as run, anyio.create_task_group() as group:
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(run.stop)
+            await anyio.wait_all_tasks_blocked()
+            gate.open()
+    assert out.probe.values == list(range(expected))
+    assert set(source.probe.committed.values()) == {expected}
+
+
+def test_as_many_records_are_handled_at_once_as_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    pace = tasks.Pace(8)
+    for count, seconds, expected in [
+        (8, tasks.CALL_SECONDS / 4, 16),
+        (9, tasks.CALL_SECONDS / 4, 16),  # there were no more
+        (16, tasks.CALL_SECONDS * 0.9, 16),
+        (16, tasks.CALL_SECONDS * 1.5, 8),
+        (1, tasks.CALL_SECONDS * 9, 1),
+        (0, tasks.CALL_SECONDS * 9, 1),
+    ]:
+        with pace.watching(count):
+            now += seconds
+        assert pace.records == expected
+    pace.records = MAX_RECORDS
+    with pace.watching(MAX_RECORDS):
+        pass
+    assert pace.records == MAX_RECORDS
