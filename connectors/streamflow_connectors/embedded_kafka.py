@@ -31,12 +31,17 @@ class EmbeddedKafka:
 
     Its methods may be called from any thread. All data is gone when the block is left.
 
+    Args:
+        num_brokers: Of how many brokers the cluster is made, numbered from 1.
+
     Attributes:
-        address: Where it listens, as ``host:port``; empty outside the block.
+        address: Where it listens, as ``host:port``, several separated by commas; empty outside the
+            block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_brokers: int = 1) -> None:
         self.address = ""
+        self._num_brokers = num_brokers
         self._library: ctypes.CDLL | None = None
         self._client: ctypes.c_void_p | None = None
         self._cluster: ctypes.c_void_p | None = None
@@ -53,7 +58,9 @@ class EmbeddedKafka:
         """
         self._library = _load()
         self._client = _new_client(self._library)
-        cluster = self._call("rd_kafka_mock_cluster_new", self._client, 1, result=ctypes.c_void_p)
+        cluster = self._call(
+            "rd_kafka_mock_cluster_new", self._client, self._num_brokers, result=ctypes.c_void_p
+        )
         self._cluster = ctypes.c_void_p(cluster)
         # Else the first member of every group waits three seconds for others to join.
         self._call("rd_kafka_mock_group_initial_rebalance_delay_ms", self._cluster, 0)
@@ -117,10 +124,19 @@ class EmbeddedKafka:
             errors,
         )
 
+    def clear_failures(self, api_key: int) -> None:
+        """Take back what `fail_requests` has left of a kind of request."""
+        self._call("rd_kafka_mock_clear_request_errors", self._cluster, ctypes.c_int16(api_key))
+
     def set_reachable(self, is_reachable: bool) -> None:
-        """Close the broker's port with all its connections, or open it again; data is kept."""
+        """Close the ports with all their connections, or open them again; data is kept."""
         name = "rd_kafka_mock_broker_set_up" if is_reachable else "rd_kafka_mock_broker_set_down"
-        self._call(name, self._cluster, 1)
+        for number in range(1, self._num_brokers + 1):
+            self._call(name, self._cluster, number)
+
+    def move_coordinator(self, group: str, broker: int) -> None:
+        """Let another broker coordinate a group."""
+        self._call("rd_kafka_mock_coordinator_set", self._cluster, b"group", group.encode(), broker)
 
     def _call(self, name: str, *arguments: Any, result: Any = ctypes.c_int) -> Any:
         assert self._library is not None, "the broker is used within its block"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any
 
 import anyio
+import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
@@ -17,7 +20,10 @@ from anyio import to_thread
 
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Context
+from streamflow_connectors.kafka_faults import LONGEST_WAIT, Faults
 from streamflow_connectors.kafka_options import Connection
+
+logger = logging.getLogger("streamflow.kafka")
 
 CLOSE_SECONDS = 5.0
 """How long a client may take to say goodbye; after that its tasks are cancelled."""
@@ -25,7 +31,14 @@ CLOSE_SECONDS = 5.0
 GRACE_SECONDS = 0.5
 """How long a task of the driver may take to end by itself before it is cancelled."""
 
-REQUEST_TIMEOUT_MS = 30_000
+REQUEST_SECONDS = 5.0, 30.0
+"""Within which a request is answered at the least and at the most, as ``retry_for`` says."""
+
+HURRY_SECONDS = 1.0
+"""How long a client may take to say goodbye to a broker that does not answer."""
+
+JITTER_SECONDS = 0.5
+"""By how much two clients wait differently before they try to connect again."""
 
 COORDINATOR_TASKS = (
     "_coordination_task",
@@ -50,7 +63,9 @@ async def client_options(declared: Connection, context: Context) -> dict[str, An
         )
         raise ConnectorError(message) from None
     options = await to_thread.run_sync(declared.client_options, context)
-    return {**options, "request_timeout_ms": REQUEST_TIMEOUT_MS}
+    shortest, longest = REQUEST_SECONDS
+    request_timeout = min(max(declared.retry_for, shortest), longest)
+    return {**options, "request_timeout_ms": round(1000 * request_timeout)}
 
 
 @asynccontextmanager
@@ -71,21 +86,16 @@ async def connecting(
     limit = declared.connect_timeout + wait
     try:
         with anyio.fail_after(limit):
-            try:
-                yield
-            except KafkaConnectionError:
-                found = await _refusal(options)
-                message = (
-                    f"{context.name}: expected to connect to {declared.bootstrap_servers}, "
-                    f"found {found}; check bootstrap_servers, the security options "
-                    "and that a broker runs there"
-                )
-                raise ConnectorError(message) from None
+            yield
     except TimeoutError:
+        refusal: BaseException | None = None
+        with anyio.move_on_after(GRACE_SECONDS):
+            refusal = await _refusal(options)
+        found = describe(refusal) if refusal else "it did not"
         message = (
             f"{context.name}: expected {declared.bootstrap_servers} to answer within "
-            f"{limit:g} s, found it did not; check bootstrap_servers "
-            "and the security options, or raise connect_timeout"
+            f"{limit:g} s, found {found}; check bootstrap_servers, the security options "
+            "and that a broker runs there, or raise connect_timeout"
         )
         raise ConnectorError(message) from None
     except KafkaError as error:
@@ -96,22 +106,71 @@ async def connecting(
         raise ConnectorError(message) from error
 
 
-async def _refusal(options: dict[str, Any]) -> str:
-    """Return why no broker lets us in, which the driver only logs."""
-    found = "no broker"
+async def reach(client: AIOKafkaClient, context: Context, options: dict[str, Any]) -> None:
+    """Connect to the first broker that answers; as long as none does, try again.
+
+    It goes on for ever: the caller sets a deadline, as `connecting` does.
+
+    Raises:
+        ConnectorError: A broker refuses, which trying again would not change.
+    """
+    async for attempt in stamina.retry_context(
+        KafkaConnectionError,
+        attempts=None,
+        timeout=None,
+        wait_max=LONGEST_WAIT,
+        wait_jitter=JITTER_SECONDS,
+    ):
+        with attempt:
+            try:
+                await start(client.bootstrap())
+            except KafkaConnectionError as error:
+                found = await _refusal(options) or error
+                if not _is_away(found):
+                    raise _refused(context, options, found) from None
+                if attempt.num == 1:
+                    _tell(context, options, found)
+                raise
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether a broker is not there or cannot be reached, which may pass."""
+    is_of_network = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+    return is_of_network or isinstance(error, KafkaConnectionError)
+
+
+def _refused(context: Context, options: dict[str, Any], found: Exception) -> ConnectorError:
+    message = (
+        f"{context.name}: expected to connect to {options['bootstrap_servers']}, "
+        f"found {describe(found)}; check the security options"
+    )
+    return ConnectorError(message)
+
+
+def _tell(context: Context, options: dict[str, Any], found: Exception) -> None:
+    message = "%s: no broker at %s yet, found %s; trying again"
+    logger.warning(message, context.name, options["bootstrap_servers"], describe(found))
+
+
+async def _refusal(options: dict[str, Any]) -> Exception | None:
+    """Return why no broker lets us in, which the driver only logs; None if one does."""
+    found: Exception | None = None
     for host, port, _ in collect_hosts(options["bootstrap_servers"]):
         security = {name: options[name] for name in options if name != "bootstrap_servers"}
         try:
             connection = await create_conn(host, port, **security)
         except (OSError, KafkaError) as error:
-            found = describe(error)
+            found = error
         else:
             await connection.close()
+            return None
     return found
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in a few words."""
+    """Return an error in a few words; of one that only wraps another one, the other one."""
+    if type(error) is KafkaError and error.__cause__ is not None:
+        error = error.__cause__
     return f"{type(error).__name__} {error}".strip()
 
 
@@ -124,7 +183,17 @@ def unknown_topics(context: Context, topics: Iterable[str]) -> ConnectorError:
     return ConnectorError(message)
 
 
-async def close_consumer(consumer: AIOKafkaConsumer) -> None:
+def gave_up(declared: Connection, context: Context, faults: Faults) -> ConnectorError:
+    """Return the error about brokers that were away for too long."""
+    message = (
+        f"{context.name}: expected {declared.bootstrap_servers} to be back within "
+        f"{declared.retry_for:g} s, found {faults.retrying() or 'no answer'}; "
+        "check the brokers, or raise retry_for"
+    )
+    return ConnectorError(message)
+
+
+async def close_consumer(consumer: AIOKafkaConsumer, *, in_a_hurry: bool = False) -> None:
     """Leave the group and disconnect; leaves no task behind, whatever the broker does."""
 
     def parts() -> list[asyncio.Task[Any] | None]:
@@ -135,24 +204,32 @@ async def close_consumer(consumer: AIOKafkaConsumer) -> None:
             *getattr(fetcher, "_pending_tasks", ()),
         ]
 
-    await _close(consumer.stop(), parts, consumer._client)
+    await _close(consumer.stop(), parts, consumer._client, in_a_hurry)
 
 
-async def close_producer(producer: AIOKafkaProducer) -> None:
+async def close_producer(producer: AIOKafkaProducer, *, in_a_hurry: bool = False) -> None:
     """Disconnect, delivering nothing more; leaves no task behind, whatever the broker does."""
+    sender = producer._sender
+    if sender.sender_task is not None:
+        # Without a transaction it fails by itself; what waits is told here.
+        sender.sender_task.remove_done_callback(sender._fail_all)
     accumulator = producer._message_accumulator
     accumulator.fail_all(ConnectorError("closed"))
     for batch in [*chain(*accumulator._batches.values()), *accumulator._pending_batches]:
         for future in (batch.future, batch._drain_waiter):
             if future.done():
                 future.exception()  # else asyncio logs that nobody looked
-    await _close(producer.stop(), lambda: [producer._sender.sender_task], producer.client)
+    await _close(producer.stop(), lambda: [sender.sender_task], producer.client, in_a_hurry)
+    ending = producer._txn_manager.wait_for_transaction_end()
+    if ending is not None and ending.done():
+        ending.exception()  # likewise
 
 
 async def _close(
     stop: Coroutine[Any, Any, None],
     parts: Callable[[], list[asyncio.Task[Any] | None]],
     client: AIOKafkaClient,
+    in_a_hurry: bool,
 ) -> None:
     """Let a client stop within a deadline, then cancel its parts that are still running.
 
@@ -160,7 +237,7 @@ async def _close(
     moment, or waits for a broker that has gone; hence a task of its own.
     """
     with anyio.CancelScope(shield=True):
-        await _within(CLOSE_SECONDS, stop)
+        await _within(HURRY_SECONDS if in_a_hurry else CLOSE_SECONDS, stop)
         await _within(GRACE_SECONDS, client.close())  # ends the requests that parts wait for
         await _cancel(parts())
         await _within(GRACE_SECONDS, client.close())  # what they have connected meanwhile

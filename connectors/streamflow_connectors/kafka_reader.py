@@ -29,8 +29,6 @@ from aiokafka import (  # type: ignore[import-untyped]
     TopicPartition,
 )
 from aiokafka.errors import (  # type: ignore[import-untyped]
-    CommitFailedError,
-    IllegalStateError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -41,16 +39,20 @@ from streamflow.errors import ConnectorError
 from streamflow.nodes import Context, Fetch, Resume
 from streamflow.records import Partition
 from streamflow_connectors.kafka import KafkaSource
+from streamflow_connectors.kafka_commits import Commits
 from streamflow_connectors.kafka_connection import (
     client_options,
     close_consumer,
     connecting,
     describe,
+    gave_up,
+    reach,
     start,
-    unknown_topics,
 )
+from streamflow_connectors.kafka_faults import Faults, is_passing
 from streamflow_connectors.kafka_holdings import Holdings
 from streamflow_connectors.kafka_records import to_batch, topic_partition
+from streamflow_connectors.kafka_topics import find_partitions
 
 logger = logging.getLogger("streamflow.kafka")
 
@@ -58,8 +60,9 @@ POLL_MS = 100  # how soon records that are left out, such as aborted ones, move 
 FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
 FETCH_BYTES = 8 * 2**20
 RETRY = 0.1
+CHECK_SECONDS = 1.0
 REQUEST_SPARE_MS = 5000
-HEARTBEAT_MS = 3000  # at the most, since heartbeats also tell of a rebalance
+HEARTBEAT_SECONDS = 3.0  # at the most
 DAY_MS = 24 * 3600 * 1000  # a slow model is no dead member: heartbeats say whether it lives
 DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes on without a member
 
@@ -79,7 +82,7 @@ async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[Ka
         isolation_level=source.isolation,
         group_instance_id=source.group_instance_id,
         session_timeout_ms=round(source.session_timeout * 1000),
-        heartbeat_interval_ms=round(min(source.session_timeout * 1000 / 3, HEARTBEAT_MS)),
+        heartbeat_interval_ms=round(1000 * _heartbeat_interval(source)),
         rebalance_timeout_ms=round(source.rebalance_timeout * 1000),
         max_poll_interval_ms=DAY_MS,
         fetch_max_bytes=FETCH_BYTES,
@@ -88,15 +91,24 @@ async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[Ka
     reader = KafkaReader(consumer, source, context)
     try:
         async with connecting(source, context, options):
-            partitions = await reader._find_partitions()
+            await reach(consumer._client, context, options)
+            partitions = await find_partitions(consumer._client, source, context)
         # Members of the group that is joined may finish what they hold before.
         wait = 0.0 if reader._is_manual else source.rebalance_timeout
         async with connecting(source, context, options, wait=wait):
             await reader._start(partitions)
         yield reader
+        await reader._commits.finish()
     finally:
         reader._held.close()
-        await close_consumer(consumer)
+        await reader._commits.aclose()
+        await close_consumer(consumer, in_a_hurry=reader.retrying() is not None)
+
+
+def _heartbeat_interval(source: KafkaSource) -> float:
+    """Return how often to show signs of life, which is also how soon one hears of a rebalance."""
+    heard_in_time = source.rebalance_timeout * (1 - DRAIN_FRACTION) / 2
+    return min(source.session_timeout / 3, heard_in_time, HEARTBEAT_SECONDS)
 
 
 class KafkaReader:
@@ -109,6 +121,16 @@ class KafkaReader:
         self._codec = source.format.codec()
         self._is_manual = source.partitions is not None or source.group is None
         self._held = Holdings(context.name)
+        self._faults = Faults()
+        self._faults.watch(consumer._client)
+        self._commits = Commits(
+            consumer,
+            self._held,
+            self._faults,
+            name=context.name,
+            group=source.group,
+            is_member=not self._is_manual,
+        )
         self._untold: set[TopicPartition] = set()  # begin at a position that is not committed
         self._reached = _positions(context.resume)  # learned, whatever is committed
         self._is_rewind = context.resume is not None and context.resume.is_rewind
@@ -124,53 +146,46 @@ class KafkaReader:
             anyio.EndOfStream: ``stop_at_end``, and all assigned partitions have been read.
             ConnectorError: A position is lost, or the driver failed.
         """
-        try:
-            while True:
+        while True:
+            try:
+                self._check()
                 await self._settle()
                 if self._is_at_end():
                     raise anyio.EndOfStream
                 found = await self._poll()
-                # What came with a new assignment is read again once that is settled.
-                records = {part: found[part] for part in found if part in self._held.positions}
-                if ends := await self._advance():
-                    return self._fetch(records, ends)
-        except KafkaError as error:
-            message = (
-                f"{self._context.name}: expected records, found {describe(error)}; "
-                "check the broker and the permissions"
-            )
-            raise ConnectorError(message) from error
+            except KafkaError as error:
+                if is_passing(error):
+                    await anyio.sleep(RETRY)
+                    continue
+                message = (
+                    f"{self._context.name}: expected records, found {describe(error)}; "
+                    "check the broker and the permissions"
+                )
+                raise ConnectorError(message) from error
+            # What came with a new assignment is read again once that is settled.
+            records = {part: found[part] for part in found if part in self._held.positions}
+            if ends := await self._advance():
+                return self._fetch(records, ends)
 
     async def commit(self, positions: Mapping[Partition, int]) -> None:
         """Commit positions for the group, of partitions still owned in the same epoch.
 
+        Where brokers do not answer soon it is done in the background.
+
         Raises:
-            ConnectorError: The broker refused, or did not answer within the connect timeout.
+            ConnectorError: The broker refused.
         """
-        epoch = self._held.epoch
         owned = {
             topic_partition(partition.place): position
             for partition, position in positions.items()
-            if partition.epoch == epoch
+            if partition.epoch == self._held.epoch
         }
-        if self._source.group is None or not owned:
-            return
-        try:
-            with anyio.fail_after(self._source.connect_timeout):
-                await self._consumer.commit(owned)
-        except (KafkaError, TimeoutError) as error:
-            if isinstance(error, CommitFailedError | IllegalStateError) and not self._is_manual:
-                logger.info("%s: lost its partitions before a commit", self._context.name)
-                self._held.lose()
-                return
-            message = (
-                f"{self._context.name}: expected the group {self._source.group} to take positions, "
-                f"found {describe(error)}; check the broker, the permissions "
-                "and that no other reader of this group has the same partitions"
-            )
-            raise ConnectorError(message) from error
-        if epoch == self._held.epoch:
-            self._held.commit(owned)
+        if self._source.group is not None and owned:
+            await self._commits.store(owned)
+
+    def retrying(self) -> str | None:
+        """Return what is being tried again, for how long and why; None if all is well."""
+        return self._faults.retrying()
 
     def behind(self) -> int | None:
         """Return how many positions lie beyond the next, as of the last answer of the broker."""
@@ -183,6 +198,20 @@ class KafkaReader:
                 return None
             behind += max(0, newest - position)
         return behind
+
+    def _check(self) -> None:
+        """Raise what has failed in the background, or has been tried for too long.
+
+        Raises:
+            ConnectorError: The broker refused positions, or brokers have been away for too long.
+        """
+        self._commits.check()
+        client = self._consumer._client
+        for part in self._held.positions:
+            if client.cluster.leader_for_partition(part) in (None, -1):
+                self._faults.fail(("Fetch", part.topic, part.partition), "no leader")
+        if self._faults.seconds > self._source.retry_for:
+            raise gave_up(self._source, self._context, self._faults)
 
     async def _start(self, partitions: list[TopicPartition]) -> None:
         """Join the group and settle, so that what is written from now on is read."""
@@ -197,44 +226,19 @@ class KafkaReader:
         await self._held.has_assignment.wait()  # the driver tells the listener a moment later
         await self._settle()
 
-    async def _find_partitions(self) -> list[TopicPartition]:
-        """Return what there is to read, without making the broker create a missing topic.
+    async def _settle(self) -> None:
+        """Find out where newly assigned partitions begin, and go there.
 
         Raises:
-            ConnectorError: A topic or a partition does not exist.
+            ConnectorError: Brokers were away for too long.
         """
-        client, topics = self._consumer._client, self._source.topics
-        await start(client.bootstrap())
-        while True:
-            cluster = await client.fetch_all_metadata()
-            found = {topic: cluster.partitions_for_topic(topic) for topic in topics}
-            missing = [topic for topic in topics if not found[topic]]
-            if not missing:
-                break
-            if anyio.current_effective_deadline() < anyio.current_time() + 2 * RETRY:
-                raise unknown_topics(self._context, missing)
-            await anyio.sleep(RETRY)
-        return [
-            TopicPartition(topic, number)
-            for topic in topics
-            for number in sorted(self._chosen(topic, found[topic]))
-        ]
+        try:
+            with anyio.fail_after(self._source.retry_for):  # the driver would try for ever
+                await self._find_starts(self._held.unsettled)
+        except TimeoutError:
+            raise gave_up(self._source, self._context, self._faults) from None
 
-    def _chosen(self, topic: str, found: set[int]) -> Iterable[int]:
-        """Return the partitions of a topic that were asked for."""
-        if self._source.partitions is None:
-            return found
-        if missing := set(self._source.partitions) - found:
-            message = (
-                f"{self._context.name}: expected partition {min(missing)} of the topic {topic}, "
-                f"found {len(found)} partitions; they count from 0"
-            )
-            raise ConnectorError(message)
-        return set(self._source.partitions)
-
-    async def _settle(self) -> None:
-        """Find out where newly assigned partitions begin, and go there."""
-        new = self._held.unsettled
+    async def _find_starts(self, new: frozenset[TopicPartition]) -> None:
         if not new:
             return
         epoch = self._held.epoch
@@ -269,16 +273,20 @@ class KafkaReader:
 
     async def _poll(self) -> Mapping[TopicPartition, list[ConsumerRecord]]:
         """Return the records at hand, none if none came for a moment."""
+        found: Mapping[TopicPartition, list[ConsumerRecord]] = {}
         try:
-            return await self._consumer.getmany(  # type: ignore[no-any-return]
-                timeout_ms=POLL_MS, max_records=self._source.max_poll_records
-            )
+            # It takes no notice of its own timeout while the group rebalances.
+            with anyio.move_on_after(CHECK_SECONDS):
+                found = await self._consumer.getmany(
+                    timeout_ms=POLL_MS, max_records=self._source.max_poll_records
+                )
         except NoOffsetForPartitionError:
             return {}  # of a partition just assigned, which is settled next
         except OffsetOutOfRangeError as error:
             for part, position in error.args[0].items():
                 await self._go_on_elsewhere(part, position)
             return {}
+        return found
 
     async def _go_on_elsewhere(self, part: TopicPartition, position: int) -> None:
         """Do what ``if_lost`` says about a position that the topic does not hold.
@@ -341,6 +349,8 @@ class KafkaReader:
         if count := self._held.in_flight:
             name = self._context.name
             logger.info("%s: gives up partitions with %d positions in flight", name, count)
+        self._commits.abandon()
+        self._faults.clear()
         self._held.revoke()
         self._untold.clear()
 

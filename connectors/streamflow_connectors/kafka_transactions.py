@@ -27,13 +27,18 @@ from aiokafka import (  # type: ignore[import-untyped]
     OffsetAndMetadata,
     TopicPartition,
 )
-from aiokafka.errors import KafkaError, ProducerFenced  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    IllegalOperation,
+    KafkaError,
+    ProducerFenced,
+)
 
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.nodes import Context
 from streamflow.records import Batch, Place, Rejected
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from streamflow_connectors.kafka_connection import close_consumer, start
+from streamflow_connectors.kafka_faults import Faults
 from streamflow_connectors.kafka_records import topic_partition
 from streamflow_connectors.kafka_writer import KafkaWriter, connected_writer
 
@@ -64,9 +69,11 @@ async def open_exactly_once(sink: KafkaSink, context: Context) -> AsyncIterator[
         ),
     }
 
-    async def make(producer: AIOKafkaProducer, options: dict[str, Any]) -> ExactlyOnceWriter:
+    async def make(
+        producer: AIOKafkaProducer, faults: Faults, options: dict[str, Any]
+    ) -> ExactlyOnceWriter:
         published = await _committed(options, source)
-        return ExactlyOnceWriter(producer, sink, context, group, published)
+        return ExactlyOnceWriter(producer, faults, sink, context, group, published)
 
     async with connected_writer(sink, context, make, transactional) as writer:
         try:
@@ -85,12 +92,13 @@ class ExactlyOnceWriter(KafkaWriter):
     def __init__(
         self,
         producer: AIOKafkaProducer,
+        faults: Faults,
         sink: KafkaSink,
         context: Context,
         group: str,
         published: dict[TopicPartition, int],
     ) -> None:
-        super().__init__(producer, sink, context)
+        super().__init__(producer, faults, sink, context)
         self.left_out = 0
         self._group = group
         self._published = published
@@ -132,7 +140,7 @@ class ExactlyOnceWriter(KafkaWriter):
             with anyio.fail_after(self._sink.retry_for):
                 await self._producer.send_offsets_to_transaction(offsets, self._group)
                 await self._producer.commit_transaction()
-        except (KafkaError, TimeoutError) as error:
+        except (KafkaError, IllegalOperation, TimeoutError) as error:
             self._fail(error)
         self._check()
         self._began = None
@@ -166,9 +174,13 @@ class ExactlyOnceWriter(KafkaWriter):
         )
 
     def _explained(self, error: BaseException) -> str:
+        transaction = self._producer._txn_manager
+        ending = transaction.wait_for_transaction_end()
+        if isinstance(error, IllegalOperation) and ending.done():
+            error = ending.exception() or error  # that is why it is illegal
         if not isinstance(error, ProducerFenced):
             return super()._explained(error)
-        name = self._producer._txn_manager.transactional_id
+        name = transaction.transactional_id
         return (
             f"{self._context.name}: expected to be the only instance with the transactional_id "
             f"{name}, found that another one has started since, or that a transaction took too "
@@ -191,6 +203,7 @@ class ExactlyOnceWriter(KafkaWriter):
 async def _committed(options: dict[str, Any], source: KafkaSource) -> dict[TopicPartition, int]:
     """Return the committed positions of a source's partitions."""
     consumer = AIOKafkaConsumer(**options, group_id=source.group, enable_auto_commit=False)
+    Faults().watch(consumer._client)  # so that no error is taken for no position
     parts = [
         TopicPartition(topic, number)
         for topic in source.topics

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import anyio
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
+    IllegalOperation,
     KafkaError,
     UnknownTopicOrPartitionError,
 )
@@ -33,9 +34,12 @@ from streamflow_connectors.kafka_connection import (
     close_producer,
     connecting,
     describe,
+    gave_up,
+    reach,
     start,
     unknown_topics,
 )
+from streamflow_connectors.kafka_faults import Faults
 from streamflow_connectors.kafka_records import encode_key, headers_bytes
 
 BATCH_BYTES = 256 * 2**10
@@ -50,8 +54,8 @@ W = TypeVar("W", bound="KafkaWriter")
 async def open_writer(sink: KafkaSink, context: Context) -> AsyncIterator[KafkaWriter]:
     """Connect and find the topic; disconnect when the block is left."""
 
-    async def make(producer: AIOKafkaProducer, _: dict[str, Any]) -> KafkaWriter:
-        return KafkaWriter(producer, sink, context)
+    async def make(producer: AIOKafkaProducer, faults: Faults, _: dict[str, Any]) -> KafkaWriter:
+        return KafkaWriter(producer, faults, sink, context)
 
     async with connected_writer(sink, context, make, {}) as writer:
         yield writer
@@ -61,7 +65,7 @@ async def open_writer(sink: KafkaSink, context: Context) -> AsyncIterator[KafkaW
 async def connected_writer(
     sink: KafkaSink,
     context: Context,
-    make: Callable[[AIOKafkaProducer, dict[str, Any]], Awaitable[W]],
+    make: Callable[[AIOKafkaProducer, Faults, dict[str, Any]], Awaitable[W]],
     transactional: dict[str, Any],
 ) -> AsyncIterator[W]:
     """Connect, make a writer and find its topic; disconnect when the block is left.
@@ -69,7 +73,8 @@ async def connected_writer(
     Args:
         sink: What is opened.
         context: What its node is told.
-        make: Returns the writer, of a producer that is connected and the options for more clients.
+        make: Returns the writer, of a producer that is connected, its faults, and the options for
+            more clients.
         transactional: The producer's options for transactions.
     """
     require(sink.compression_requires(), where=context.name)
@@ -83,24 +88,31 @@ async def connected_writer(
         max_request_size=sink.max_request_size,
         compression_type=None if sink.compression == "none" else sink.compression,
     )
+    faults = Faults()
+    faults.watch(producer.client)
     writer: W | None = None
     try:
         async with connecting(sink, context, options):
+            await reach(producer.client, context, options)
             await start(producer.start())
-            writer = await make(producer, options)
+            writer = await make(producer, faults, options)
             await writer._find_topic(anyio.current_effective_deadline())
         yield writer
     finally:
+        is_faulty = faults.retrying() is not None
         if writer is not None:
             await writer._abandon()
-        await close_producer(producer)
+        await close_producer(producer, in_a_hurry=is_faulty)
 
 
 class KafkaWriter:
     """Writes to one topic; see `streamflow.nodes.Writer`. What is not flushed may not arrive."""
 
-    def __init__(self, producer: AIOKafkaProducer, sink: KafkaSink, context: Context) -> None:
+    def __init__(
+        self, producer: AIOKafkaProducer, faults: Faults, sink: KafkaSink, context: Context
+    ) -> None:
         self._producer = producer
+        self._faults = faults
         self._sink = sink
         self._context = context
         self._codec = sink.format.codec()
@@ -145,6 +157,10 @@ class KafkaWriter:
     async def mark(self) -> Mapping[str, Any]:
         """Return nothing: what a topic has taken stays there."""
         return {}
+
+    def retrying(self) -> str | None:
+        """Return what is being tried again, for how long and why; None if all is well."""
+        return self._faults.retrying()
 
     async def _wait_for_delivery(self) -> None:
         self._check()
@@ -231,7 +247,7 @@ class KafkaWriter:
                 lane.delivered += builder.record_count()
                 lane.waiting_bytes -= lane.taken_bytes
                 self._announce()
-        except (KafkaError, ConnectorError, TimeoutError) as error:
+        except (KafkaError, IllegalOperation, ConnectorError, TimeoutError) as error:
             self._fail(error)
         finally:
             lane.is_under_way = False
@@ -242,6 +258,8 @@ class KafkaWriter:
         self._announce()
 
     def _explained(self, error: BaseException) -> str:
+        if isinstance(error, TimeoutError):
+            return str(gave_up(self._sink, self._context, self._faults))
         return (
             f"{self._context.name}: expected the topic {self._sink.topic} to take records, "
             f"found {describe(error)}; check the broker, the permissions and the topic's limits"

@@ -1,0 +1,245 @@
+"""What a client is trying again, since when, and when that has gone on for too long.
+
+Theory of operation. The driver tries again by itself and for ever, and says so in its log alone. So
+what all its parts send goes through here: an answer without an error ends a fault, anything else
+begins or renews one. A fault of records, in Fetch and Produce, belongs to one partition; any other
+to the kind of request:
+
+    Fetch p0    ok   down ......................... ok      a fault from the first request that
+    Fetch p1    ok   ok   ok   ok   ok   ok   ok   ok       failed to the first that did not
+    wait             0.1  0.2  0.4  0.8  1.6  2  2 s        before the driver hears of a failure
+
+The driver tries again as soon as it hears of a failure, hence the wait, which grows and is never
+the same for two clients. A fault that nobody renews has passed: the driver has found another way.
+Of some errors that pass the driver does not know that they do; it is told of a lost connection
+instead, which it does know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    for_code,
+)
+from aiokafka.protocol.types import Array, Schema  # type: ignore[import-untyped]
+
+FIRST_WAIT = 0.1
+LONGEST_WAIT = 2.0
+PASSED_SECONDS = 10.0  # after which a fault that is not renewed has passed
+
+ORDINARY = {0, 1, 27, 51, 79}
+"""Codes that are no faults: the position is lost (which is asked about), the group rebalances, the
+transaction before is about to end, a name for the member comes with the answer."""
+
+PASSING = {2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 27, 41, 51, 56, 74, 75, 78}
+"""Codes that come and go while brokers start, stop and share out their work."""
+
+KNOWN = {15, 16}
+"""Those of them that the driver itself tries again, in most kinds of request."""
+
+KNOWN_IN: dict[str, set[int]] = {
+    **dict.fromkeys(("Heartbeat", "SyncGroup", "OffsetCommit"), KNOWN | {27}),
+    **dict.fromkeys(
+        ("InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn"), KNOWN | {51}
+    ),
+    "Produce": {code for code in PASSING if for_code(code).retriable},
+    "Fetch": PASSING,
+    "FindCoordinator": set(),  # producers only know 15
+    "OffsetFetch": set(),  # it looks at the partitions alone, of which there are none then
+}
+"""Likewise, in the others."""
+
+PER_PARTITION = {"Fetch", "Produce"}
+
+Key = tuple[Any, ...]
+
+
+@dataclass
+class Fault:
+    """Something that fails.
+
+    Attributes:
+        api: The kind of request.
+        since: When the first request began that failed.
+        last: When the last one failed.
+        reason: Of the last one.
+        count: How many have failed.
+    """
+
+    api: str
+    since: float
+    last: float
+    reason: str
+    count: int = 0
+
+
+class Faults:
+    """Watches the requests of a client."""
+
+    def __init__(self) -> None:
+        self._faults: dict[Key, Fault] = {}
+        self._under_way: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Faults {self.retrying() or 'none'}>"
+
+    def watch(self, client: AIOKafkaClient) -> None:
+        """Have all the client sends go through here."""
+        send = client.send
+
+        async def watched(node_id: Any, request: Any, **options: Any) -> Any:
+            api = _api(request)
+            self._under_way[api] += 1
+            try:
+                return await self._send(api, send(node_id, request, **options), request)
+            finally:
+                self._under_way[api] -= 1
+
+        client.send = watched
+
+    async def _send(self, api: str, sending: Any, request: Any) -> Any:
+        began = anyio.current_time()
+        try:
+            response = await sending
+        except KafkaError as error:
+            reason = "no connection" if isinstance(error, NodeNotReadyError) else _name(error)
+            for key in _keys(api, request):
+                self.fail(key, reason, since=began)
+            await self._wait(_keys(api, request))
+            raise
+        failed = []
+        is_of_use = False
+        for key, code in _outcomes(api, response):
+            if code in ORDINARY:
+                self._faults.pop(key, None)
+                is_of_use = is_of_use or len(key) > 1
+            else:
+                self.fail(key, _reason(code), since=began)
+                failed.append((key, code))
+        if failed and not is_of_use:  # else the other partitions would be held up
+            await self._wait(key for key, _ in failed)
+        _raise_unknown(api, response)
+        return response
+
+    def fail(self, key: Key, reason: str, *, since: float | None = None) -> None:
+        """Take note of a failure; ``key`` is the kind of request, maybe with a partition."""
+        now = anyio.current_time()
+        fault = self._faults.get(key)
+        if fault is None or not self._is_current(fault):
+            began = now if since is None else since
+            fault = self._faults[key] = Fault(key[0], began, now, reason)
+        fault.last, fault.reason = now, reason
+        fault.count += 1
+
+    def clear(self) -> None:
+        """Forget all faults, of partitions that are no longer read, for example."""
+        self._faults.clear()
+
+    async def _wait(self, keys: Iterable[Key]) -> None:
+        """Wait longer after each failure, and not as long as others do."""
+        count = max((self._faults[key].count for key in keys if key in self._faults), default=1)
+        longest = min(FIRST_WAIT * 2.0 ** min(count - 1, 10), LONGEST_WAIT)
+        await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+
+    def _is_current(self, fault: Fault) -> bool:
+        is_recent = fault.last > anyio.current_time() - PASSED_SECONDS
+        return is_recent or self._under_way[fault.api] > 0
+
+    def _longest(self) -> Fault | None:
+        """Return the fault that has lasted longest."""
+        current = filter(self._is_current, self._faults.values())
+        return min(current, key=lambda fault: fault.since, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """How long the longest fault has lasted."""
+        fault = self._longest()
+        return anyio.current_time() - fault.since if fault else 0.0
+
+    def retrying(self) -> str | None:
+        """Return what is being tried again, for how long, and why; None if all is well."""
+        fault = self._longest()
+        if fault is None:
+            return None
+        seconds = anyio.current_time() - fault.since
+        return f"retrying {fault.api} for {seconds:.0f} s: {fault.reason}"
+
+
+def is_passing(error: KafkaError) -> bool:
+    """Whether an error that the driver has given up on is worth another try."""
+    is_of_connection = isinstance(error, KafkaTimeoutError | KafkaConnectionError)
+    return error.retriable or is_of_connection or getattr(error, "errno", None) in PASSING
+
+
+def _raise_unknown(api: str, response: Any) -> None:
+    """Raise for an answer that the driver would take for something else.
+
+    Raises:
+        KafkaError: The group's positions cannot be read, which the driver would take for a group
+            without positions.
+        NodeNotReadyError: An error that passes, which the driver would give up on.
+    """
+    codes = set(_all_codes(response)) & PASSING
+    if unknown := codes - KNOWN_IN.get(api, KNOWN):
+        raise NodeNotReadyError(", ".join(map(_reason, unknown)))
+    if api == "OffsetFetch" and (code := response.__dict__.get("error_code")):
+        raise KafkaError(_reason(code))
+
+
+def _api(request: Any) -> str:
+    """Return the protocol's name of a kind of request, which the driver shortens in one case."""
+    name = type(request).__name__.removesuffix("Request")
+    return "ListOffsets" if name == "Offset" else name
+
+
+def _reason(code: int) -> str:
+    return f"error {code} {for_code(code).message}"
+
+
+def _name(error: KafkaError) -> str:
+    return f"{type(error).__name__} {error}".strip()
+
+
+def _keys(api: str, request: Any) -> list[Key]:
+    """Return what fails where a request gets no answer."""
+    if api not in PER_PARTITION:
+        return [(api,)]
+    return [(api, topic, entry[0]) for topic, entries in request._topics for entry in entries]
+
+
+def _outcomes(api: str, response: Any) -> Iterator[tuple[Key, int]]:
+    """Yield the codes of an answer: of each partition, or the first one that is a fault."""
+    if api in PER_PARTITION and not response.__dict__.get("error_code"):
+        yield (api,), 0
+        for topic, entries in response.topics:
+            for entry in entries:
+                yield (api, topic, entry[0]), entry[1]
+        return
+    yield (api,), next((code for code in _all_codes(response) if code not in ORDINARY), 0)
+
+
+def _all_codes(response: Any) -> Iterator[int]:
+    """Yield all error codes in an answer."""
+    schema = response.SCHEMA
+    yield from _codes(schema, [getattr(response, name) for name in schema.names])
+
+
+def _codes(schema: Schema, values: Iterable[Any]) -> Iterator[int]:
+    for name, field, value in zip(schema.names, schema.fields, values, strict=True):
+        if name == "error_code":
+            yield value
+        elif isinstance(field, Array) and isinstance(field.array_of, Schema):
+            for entry in value or ():
+                yield from _codes(field.array_of, entry)
