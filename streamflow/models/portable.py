@@ -2,7 +2,8 @@
 
 Torch has dicts with other keys where one would not look for them, such as the milestones of
 ``MultiStepLR``, a `Counter` of integers. Such a dict becomes ``{"$dict": [[key, value], ...]}``, a
-counter ``{"$counter": ...}``, and everything else stays as it is.
+counter ``{"$counter": ...}``. A parameter or buffer of a lazy module that has had no sample yet
+becomes ``{"$lazy": [kind, dtype]}``. Everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+
 _TAGS: dict[str, Callable[[Any], Any]] = {
     "$dict": dict,
     "$counter": lambda pairs: Counter(dict(pairs)),
+    "$lazy": lambda described: _lazy(*described),
 }
 
 
@@ -26,7 +31,16 @@ def portable(tree: Any) -> Any:
         return {tag: [[portable(key), portable(value)] for key, value in tree.items()]}
     if type(tree) in (list, tuple):
         return type(tree)(map(portable, tree))
+    if isinstance(tree, torch.Tensor) and is_lazy(tree):
+        kind = "parameter" if isinstance(tree, UninitializedParameter) else "buffer"
+        return {"$lazy": [kind, str(tree.dtype).removeprefix("torch.")]}
     return tree
+
+
+def _lazy(kind: str, dtype: str) -> torch.Tensor:
+    made: Any = UninitializedParameter if kind == "parameter" else UninitializedBuffer
+    tensor: torch.Tensor = made(dtype=getattr(torch, dtype))
+    return tensor
 
 
 def original(tree: Any) -> Any:

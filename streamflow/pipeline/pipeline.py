@@ -1,6 +1,5 @@
 """The pipeline: what a caller sees of stages, schedules and executors."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -381,7 +380,8 @@ class Pipeline:
         if not self._is_closed:
             self.drain()
         if self._loaded is not None:
-            return copy.deepcopy(self._loaded)
+            loaded: dict[str, Any] = saving.copy(self._loaded)
+            return loaded
         return {
             **saving.save(self._stages),
             "module": saving.copy(dict(self._module.state_dict())),

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from streamflow.pipeline import trees
 from streamflow.pipeline.stage import Stage
@@ -13,7 +14,16 @@ from streamflow.pipeline.updates import Updates, settings_of
 
 def copy(tree: Any) -> Any:
     """Copy all tensors, so that what is saved does not change while learning goes on."""
-    return trees.map_tensors(lambda tensor: tensor.detach().clone(), tree)
+    return trees.map_tensors(_copied, tree)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    if not is_lazy(tensor):
+        return tensor.detach().clone()
+    # A lazy module's has nothing in it before the first sample.
+    empty: type[Any] = type(tensor)
+    made: Tensor = empty(requires_grad=tensor.requires_grad, dtype=tensor.dtype)
+    return made
 
 
 def save(stages: Sequence[Stage]) -> dict[str, Any]:
