@@ -1,7 +1,12 @@
-"""Runs in processes of their own, killed at random moments, and what each was at just then."""
+"""Runs in processes of their own, killed at random moments, and what each was at just then.
+
+Those that are to be killed are forked off a server that has imported what the command imports, for
+it would else spend most of its short life on that; the command itself runs what remains.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -9,11 +14,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import torch
+
 from streamflow.checkpoints import reading
+from streamflow.cli import main
 
 KILLS = int(os.environ.get("STREAMFLOW_TEST_KILLS", "8"))
 SEED = int(os.environ.get("STREAMFLOW_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
@@ -27,8 +36,11 @@ PATIENCE = 60 * (SHARE + 5)
 
 ROOT = Path(__file__).parents[2]
 POLL = 0.0005
-STARTING = 4.0
+STARTING = 2.0
 """Seconds within which a run has opened its nodes on most machines."""
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["pytest", "torch._dynamo", "streamflow.cli", "aiokafka"])
 
 
 def chance_of(test: str) -> random.Random:
@@ -46,12 +58,14 @@ class Job:
         progress: A file that it writes as it goes.
         checkpoints: Its folder of checkpoints.
         instance: Its name.
+        variables: Of its environment.
     """
 
     graph: Path
     progress: Path
     checkpoints: Path
     instance: str = "0"
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -67,23 +81,29 @@ class Job:
     def _log(self) -> Path:
         return self.folder / f"{self.instance}.log"
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Run the command."""
-        command = [sys.executable, "-m", "streamflow", "run", str(self.graph)]
+    def start(self) -> ForkServerProcess:
+        """Begin what the command does, in a process that has made its imports."""
+        process = FORKS.Process(target=_run, args=(self,), daemon=True)
+        process.start()
+        return process
+
+    def run(self) -> None:
+        """Run the command to its end, which must be a good one."""
         with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [*command, "--instance", self.instance],
+            done = subprocess.run(
+                [sys.executable, "-m", "streamflow", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "STREAMFLOW_INSTANCE": self.instance},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.variables},
+                check=False,
             )
+        assert done.returncode == 0, self.log
 
-    def run(self) -> None:
-        """Run the command to its end, which must be a good one."""
-        with self.start() as process:
-            assert process.wait() == 0, self.log
+    @property
+    def _arguments(self) -> list[str]:
+        return ["run", str(self.graph), "--instance", self.instance]
 
     def size(self) -> int:
         """Return how large the file is that shows the progress."""
@@ -111,6 +131,17 @@ class Job:
         return found
 
 
+def _run(job: Job) -> None:
+    """Do what the command does; the process is a new one."""
+    os.environ.update(job.variables)
+    torch.set_num_threads(1)
+    log = os.open(job._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(log, 2)
+    sys.argv = ["streamflow", *job._arguments]
+    main()
+
+
 @dataclass(frozen=True)
 class Traces:
     """What a job has left in its folder."""
@@ -136,7 +167,7 @@ def kill_often(
     step: int,
     *,
     look: Callable[[], str] = str,
-    disturb: Callable[[subprocess.Popen[bytes]], object] | None = None,
+    disturb: Callable[[ForkServerProcess], object] | None = None,
 ) -> None:
     """Start a job and kill it, again and again.
 
@@ -150,20 +181,19 @@ def kill_often(
     phases: Counter[str] = Counter()
     while phases.total() < SHARE:
         before = Traces.of(job)
-        with job.start() as process:
-            if disturb is not None:
-                disturb(process)
-            is_killed = kill(job, process, chance, step)
-        if is_killed:
+        process = job.start()
+        if disturb is not None:
+            disturb(process)
+        if kill(job, process, chance, step):
             phases[Traces.of(job).phase_since(before) + look()] += 1
         else:
-            assert process.returncode == 0, job.log
+            assert process.exitcode == 0, job.log
     print(f"killed {SHARE} times: {dict(phases)}")  # noqa: T201
 
 
 def kill(
     job: Job,
-    process: subprocess.Popen[bytes],
+    process: ForkServerProcess,
     chance: random.Random,
     step: int,
     patience: float = PATIENCE,
@@ -183,12 +213,19 @@ def kill(
     if not reaches_moment(job, process, chance, step, patience):
         return False
     process.kill()
-    return process.wait() == -signal.SIGKILL
+    return ended(process) == -signal.SIGKILL
+
+
+def ended(process: ForkServerProcess) -> int:
+    """Wait for the end of a process; return its exit code."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def reaches_moment(
     job: Job,
-    process: subprocess.Popen[bytes],
+    process: ForkServerProcess,
     chance: random.Random,
     step: int,
     patience: float = PATIENCE,
@@ -196,7 +233,7 @@ def reaches_moment(
     """Wait for a random moment; return whether the process has lived to see it."""
     is_time = _moment(job, chance, step)
     latest = time.monotonic() + patience
-    while process.poll() is None:
+    while process.is_alive():
         if is_time() or time.monotonic() > latest:
             return True
         time.sleep(POLL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.chaos.processes import (
     SHARE,
     Job,
     chance_of,
+    ended,
     kill_often,
     reaches_moment,
 )
@@ -144,23 +145,23 @@ def test_a_killed_run_publishes_and_learns_as_an_uninterrupted_one(
         prepare(tmp_path / name, broker, topic_in, topic)
         for name, topic in zip(("whole", "broken"), topics, strict=True)
     )
-    with whole.start() as uninterrupted:
+    uninterrupted = whole.start()
 
-        def restart(process: subprocess.Popen[bytes]) -> None:
-            """Kill the broker and start it again, at a random moment of one of several runs."""
-            if chance.random() < RESTARTED and reaches_moment(broken, process, chance, STEP):
-                assert uninterrupted.wait() == 0, whole.log
-                server.stop()
-                server.start()
+    def restart(process: ForkServerProcess) -> None:
+        """Kill the broker and start it again, at a random moment of one of several runs."""
+        if chance.random() < RESTARTED and reaches_moment(broken, process, chance, STEP):
+            assert ended(uninterrupted) == 0, whole.log
+            server.stop()
+            server.start()
 
-        kill_often(
-            broken,
-            chance,
-            STEP,
-            look=lambda: asyncio.run(transaction(broker, topics[1])),
-            disturb=restart if IS_LONG else None,
-        )
-        assert uninterrupted.wait() == 0, whole.log
+    kill_often(
+        broken,
+        chance,
+        STEP,
+        look=lambda: asyncio.run(transaction(broker, topics[1])),
+        disturb=restart if IS_LONG else None,
+    )
+    assert ended(uninterrupted) == 0, whole.log
     broken.run()
     broken.run()  # which adds nothing
     expected, found = (asyncio.run(read(broker, topic)) for topic in topics)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.outcomes import differences, letters, outcome
-from tests.chaos.processes import IS_LONG, PATIENCE, SHARE, Job, chance_of, kill_often
+from tests.chaos.processes import IS_LONG, PATIENCE, SHARE, Job, chance_of, ended, kill_often
 
 EVERY = 100
 RECORDS = EVERY * (4 + 2 * SHARE)
@@ -117,9 +117,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, graph: str) -
     write_readings(tmp_path / "readings.csv", chance, RECORDS)
     write_readings(tmp_path / "others.csv", chance, RECORDS // 2 + 7)
     whole, broken = prepare(tmp_path / "whole", graph), prepare(tmp_path / "broken", graph)
-    with whole.start() as uninterrupted:
-        kill_often(broken, chance, STEP)
-        assert uninterrupted.wait() == 0, whole.log
+    uninterrupted = whole.start()
+    kill_often(broken, chance, STEP)
+    assert ended(uninterrupted) == 0, whole.log
     broken.run()
     broken.run()  # which adds nothing
     assert broken.progress.read_bytes() == whole.progress.read_bytes()

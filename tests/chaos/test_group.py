@@ -10,11 +10,11 @@ import json
 import random
 import re
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
 
 from streamflow.checkpoints import reading
-from tests.chaos.processes import PATIENCE, SHARE, Job, Traces, chance_of, kill
+from tests.chaos.processes import PATIENCE, SHARE, Job, Traces, chance_of, ended, kill
 from tests.chaos.tally import RATE
 from tests.kafka.clients import Cluster
 from tests.kafka.server import Server
@@ -89,12 +89,12 @@ class Member:
     """
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     before: Traces
 
     @property
     def is_alive(self) -> bool:
-        return self.process.poll() is None
+        return self.process.is_alive()
 
     def restart(self) -> None:
         self.before = Traces.of(self.job)
@@ -103,7 +103,16 @@ class Member:
     def stop(self) -> None:
         """Ask it to finish, and check that it does; if it has hardly begun, it ends at once."""
         self.process.terminate()
-        assert self.process.wait() in (128 + signal.SIGTERM, -signal.SIGTERM), self.job.log
+        assert ended(self.process) in (128 + signal.SIGTERM, -signal.SIGTERM), self.job.log
+
+
+def member_job(graph: Path, name: str) -> Job:
+    folder = graph.parent
+    variables = {
+        "STREAMFLOW_INSTANCE": name,
+        "STREAMFLOW_TEST_TALLY": str(PARTITIONS * SIZE),
+    }
+    return Job(graph, folder / f"{name}.jsonl", folder / "state" / name, name, variables)
 
 
 @contextmanager
@@ -116,7 +125,7 @@ def members(jobs: Sequence[Job]) -> Iterator[list[Member]]:
     finally:
         for member in started:
             member.process.kill()
-            member.process.wait()
+            member.process.join()
 
 
 async def send(broker: str, topic: str, first: int, chance: random.Random) -> None:
@@ -214,9 +223,8 @@ def starts_of(learned: Counts, part: int) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(PATIENCE)
 def test_no_record_is_lost_and_none_learned_twice_by_a_model(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server
 ) -> None:
-    monkeypatch.setenv("STREAMFLOW_TEST_TALLY", str(PARTITIONS * SIZE))
     chance = chance_of("group")
     cluster = Cluster(server.address)
     topic_in = asyncio.run(cluster.create_topic(PARTITIONS))
@@ -224,10 +232,7 @@ def test_no_record_is_lost_and_none_learned_twice_by_a_model(
     places = {"broker": server.address, "topic_in": topic_in, "topic_out": topic_out}
     graph = tmp_path / "graph.yaml"
     graph.write_text(GRAPH.format(every=EVERY, rate=RATE, **places))
-    jobs = [
-        Job(graph, tmp_path / f"{name}.jsonl", tmp_path / "state" / name, name)
-        for name in INSTANCES
-    ]
+    jobs = [member_job(graph, name) for name in INSTANCES]
     with members(jobs) as group:
         phases = kill_members(group, chance, server.address, topic_in)
         predicted = asyncio.run(wait_for_all(server.address, topic_out, group))
