@@ -191,7 +191,7 @@ def finished(process: subprocess.Popen[str]) -> dict[str, float]:
     """Wait for a job, and return what it took."""
     out, _ = process.communicate()
     if process.returncode:
-        sys.exit(f"{process.args}: ended with {process.returncode}")
+        sys.exit(f"a job ended with {process.returncode}")
     taken: dict[str, float] = json.loads(out.splitlines()[-1])
     return taken
 
