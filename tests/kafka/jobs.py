@@ -75,7 +75,15 @@ def exactly_once(address: str, topic_in: str, topic_out: str, *, stop_at_end: bo
     )
 
 
-def member(address: str, topic_in: str, topic_out: str, *, name: str, **options: Any) -> Graph:
+def member(
+    address: str,
+    topic_in: str,
+    topic_out: str,
+    *,
+    name: str,
+    retry_for: float = 60.0,
+    **options: Any,
+) -> Graph:
     """Each number with the name of the member of the group that has handled it."""
 
     def signed(value: int) -> dict[str, Any]:
@@ -87,13 +95,17 @@ def member(address: str, topic_in: str, topic_out: str, *, name: str, **options:
         topics=(topic_in,),
         group=f"of-{topic_in}",
         max_poll_records=100,
+        retry_for=retry_for,
         **options,
+    )
+    sink = KafkaSink(
+        bootstrap_servers=address, inputs=("signed",), topic=topic_out, retry_for=retry_for
     )
     return Graph(
         name="member",
         sources={"in": source},
         operators={"signed": Map(inputs=("in",), function=signed)},
-        sinks={"out": KafkaSink(bootstrap_servers=address, inputs=("signed",), topic=topic_out)},
+        sinks={"out": sink},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -81,6 +82,25 @@ async def test_a_reader_tells_what_it_tries_again_until_it_succeeds(broker: Embe
         broker.clear_failures(FETCH)
         assert (await receive(reader))[0] == [1]
         assert reader.retrying() is None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("node", [reading, writing])
+async def test_a_broker_that_starts_later_is_waited_for(
+    broker: EmbeddedKafka, caplog: pytest.LogCaptureFixture, node: Any
+) -> None:
+    broker.set_reachable(False)
+
+    async def open_and_close() -> None:
+        async with node(broker.address, connect_timeout=FOR_EVER):
+            pass
+
+    opening = asyncio.create_task(open_and_close())
+    while "trying again" not in caplog.text:
+        await asyncio.sleep(0.01)
+    assert f"no broker at {broker.address} yet, found ConnectionRefusedError" in caplog.text
+    broker.set_reachable(True)
+    await opening
 
 
 @pytest.mark.asyncio
@@ -194,6 +214,8 @@ async def test_positions_that_could_not_be_stored_at_the_end_are_told(
         async with reading(broker.address, group="g", retry_for=FOR_EVER) as reader:
             _, ends = await receive(reader)
             broker.set_reachable(False)
+            async with until_told(reader, "retrying"):
+                await reader.receive()
             await reader.commit(ends)
 
     error = await error_of(receive_and_commit())

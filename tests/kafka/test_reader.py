@@ -298,7 +298,9 @@ async def test_nothing_is_left_behind_when_the_broker_has_gone(faulty: Any) -> N
 async def test_a_refused_commit_is_an_error(faulty: Any) -> None:
     faulty.create_topic("t")
     await produce(faulty.address, "t", [b"1"])
-    async with source(faulty.address, "t", group="g").open(CONTEXT) as reader:
+    # After a rebalance the embedded broker first waits for the member that was.
+    declared = source(faulty.address, "t", group="g", session_timeout=0.6)
+    async with declared.open(CONTEXT) as reader:
         ends = ends_of(await read_all(reader))
         faulty.fail_requests(8, 30)  # OffsetCommit: GROUP_AUTHORIZATION_FAILED
         with pytest.raises(ConnectorError, match="in: expected the group g to take positions"):
