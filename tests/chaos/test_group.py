@@ -252,5 +252,6 @@ def test_no_record_is_lost_and_none_learned_twice_by_a_model(
     print(f"given up before a checkpoint: {given_up}")  # noqa: T201
     assert set(predicted) == set(range(PARTITIONS * SIZE))
     assert 0 not in by_models
-    # A member that is killed may have saved what it has not committed yet: two checkpoints' worth.
-    assert models.sum() - len(models) <= given_up + 2 * EVERY * SHARE
+    # A member that ends may have saved what it has not committed yet: two checkpoints' worth.
+    ends = SHARE + len(group)
+    assert models.sum() - len(models) <= given_up + 2 * EVERY * ends
