@@ -1,7 +1,7 @@
 """What happens to samples before they enter: checked, copied and cut into single ones."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,15 +16,58 @@ Predict = Callable[[Any], Any]
 Loss = Callable[[Sample, Any], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples that may enter, one entry per sample in each list."""
+    """Samples that may enter, all tensors (n, ...).
 
-    inputs: list[Any]
-    targets: list[Any]
-    weights: Sequence[Tensor | None]
-    is_learned: list[bool]
-    keys: list[Key]
+    Attributes:
+        inputs: As the network takes them.
+        targets: As the loss takes them, or None.
+        weights: Factor of each sample's loss (n,), or None.
+        is_learned: Which samples cause updates.
+        keys: The stream of each.
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Any,
+        weights: Tensor | None,
+        is_learned: list[bool],
+        keys: list[Key],
+    ) -> None:
+        self.inputs, self.targets, self.weights = inputs, targets, weights
+        self.is_learned, self.keys = is_learned, keys
+
+    def __len__(self) -> int:
+        return len(self.is_learned)
+
+    @cached_property
+    def rows(self) -> list[Any]:
+        """The inputs of each sample."""
+        return trees.split_samples(self.inputs, len(self))
+
+    def samples(self, first: int, stop: int, *, number: int) -> list[Sample]:
+        """Return some samples; ``number`` came into the pipeline before this batch."""
+        return [
+            Sample(
+                number + index,
+                self.is_learned[index],
+                self._labels[index],
+                self._factors[index],
+                self.keys[index],
+            )
+            for index in range(first, stop)
+        ]
+
+    @cached_property
+    def _labels(self) -> list[Any]:
+        if self.targets is None:
+            return [None] * len(self)
+        return trees.split_samples(self.targets, len(self))
+
+    @cached_property
+    def _factors(self) -> Sequence[Tensor | None]:
+        return [None] * len(self) if self.weights is None else self.weights.unbind()
 
 
 class Admission:
@@ -73,14 +116,8 @@ class Admission:
         streams = self.keys(keys, count)
         if count:
             self._check_fit(inputs, targets, mask)
-        labels = trees.split_samples(self._labels(targets), count) if targets is not None else []
-        return Batch(
-            trees.split_samples(self.own(inputs), count),
-            labels or [None] * count,
-            factors,
-            mask.tolist(),
-            streams,
-        )
+        labels = None if targets is None else self._labels(targets)
+        return Batch(self.own(inputs), labels, factors, mask.tolist(), streams)
 
     def own(self, inputs: Any) -> Any:
         """Copy what the caller may change while samples are in flight to the first stage."""
@@ -129,12 +166,12 @@ class Admission:
             checks.check_count(checks.count(targets, "targets"), count, "targets")
         return mask
 
-    def _factors(self, weights: Any, count: int) -> Sequence[Tensor | None]:
+    def _factors(self, weights: Any, count: int) -> Tensor | None:
         if weights is None:
-            return [None] * count
+            return None
         factors = torch.as_tensor(weights, device=self._output_device)
         checks.check_count(checks.count(factors, "weights"), count, "weights")
-        return factors.detach().clone().unbind()
+        return factors.detach().clone()
 
     def _check_fit(self, inputs: Any, targets: Any, mask: Tensor) -> None:
         output = self.output_of(inputs)

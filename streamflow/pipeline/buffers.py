@@ -18,22 +18,25 @@ class Buffers:
     A snapshot shares its tensors with earlier snapshots of the same content. Whoever runs the
     module on a snapshot may write into it as long as snapshots are used in the order they were
     taken.
+
+    Attributes:
+        places: Name, owner and the owner's name of every buffer, also of one that is None.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._places = [
-            (owner, key, f"{path}.{key}" if path else key)
+        self.places = [
+            (f"{path}.{key}" if path else key, owner, key)
             for path, owner in module.named_modules()
             for key in owner._buffers.keys()  # noqa: SIM118  # a script module's has no iterator
         ]
         self._copies: dict[str, _Copy] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def current(self) -> dict[str, Tensor]:
         """Return the buffers themselves."""
-        tensors = ((name, owner._buffers[key]) for owner, key, name in self._places)
+        tensors = ((name, owner._buffers[key]) for name, owner, key in self.places)
         return {name: tensor for name, tensor in tensors if tensor is not None}
 
     def clone(self) -> dict[str, Tensor]:
@@ -42,7 +45,7 @@ class Buffers:
 
     def detach(self) -> None:
         """Cut off the graph what a forward wrote, so that none reaches from sample to sample."""
-        for owner, key, _ in self._places:
+        for _, owner, key in self.places:
             tensor = owner._buffers[key]
             if tensor is not None and tensor.requires_grad:
                 owner._buffers[key] = tensor.detach()

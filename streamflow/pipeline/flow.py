@@ -5,10 +5,12 @@ from typing import Any
 
 from streamflow.errors import OptionError, PartitionError, SampleError, StageError
 from streamflow.pipeline import trees
+from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.assembly import Assembly, reassemble
 from streamflow.pipeline.devices import await_here, now
 from streamflow.pipeline.messages import Activation, Arrival, Drain, Output, Peek, Result, Sample
 from streamflow.pipeline.states import Key
+from streamflow.pipeline.switching import Chunk, Switch
 from streamflow.pipeline.timeline import Event
 from streamflow.pipeline.updates import clip
 from streamflow.pipeline.worker import failure
@@ -18,14 +20,51 @@ class Flow:
     """Sends samples through an assembly; whatever interrupts that breaks it for good.
 
     Attributes:
+        switch: What leads samples to compiled code; None where nothing is compiled.
         failure: What broke it.
     """
 
-    def __init__(self, assembly: Assembly, *, clip_norm: float | None) -> None:
+    def __init__(
+        self, assembly: Assembly, *, clip_norm: float | None, switch: Switch | None = None
+    ) -> None:
         self.assembly = assembly
+        self.switch = switch
         self.failure: StageError | None = None
         self._clip_norm = clip_norm
         self._has_gradients = False
+        self._is_watched = False
+
+    def process(self, batch: Batch, *, number: int) -> Chunk:
+        """Predict the samples of a batch in order and learn from them, compiled where that is.
+
+        Args:
+            batch: One sample or more.
+            number: Samples that entered before.
+
+        Raises:
+            StageError: A stage raised, or the outputs differ in shape.
+        """
+
+        def eager(first: int, stop: int) -> Chunk:
+            samples = batch.samples(first, stop, number=number)
+            outputs = self.send(samples, batch.rows[first:stop])
+            values = trees.stack_samples([output.value for output in outputs])
+            return values, [output.steps for output in outputs]
+
+        if self.switch is None or self._is_watched:
+            return eager(0, len(batch))
+        try:
+            return self.switch.process(batch, eager)
+        except StageError:
+            raise
+        except BaseException as error:
+            stage = self.assembly.stages[0]
+            broken = (
+                failure(stage, "compiled code", number, error)
+                if isinstance(error, Exception)
+                else _interrupted(error)
+            )
+            raise self._break(broken) from error
 
     def send(self, samples: Sequence[Sample], rows: Sequence[Any]) -> list[Output]:
         """Predict samples in order and learn from them; gradients may stay in flight.
@@ -71,11 +110,14 @@ class Flow:
 
     def watch(self, record: Callable[[Event], None] | None) -> None:
         """Tell ``record`` of every action from now on."""
+        self._is_watched = record is not None
         for worker in self.assembly.executor.workers:
             worker.record = record
 
     def close(self) -> None:
-        """Stop what runs the stages."""
+        """Stop what runs the stages, and what compiles."""
+        if self.switch is not None:
+            self.switch.close()
         self.assembly.executor.close()
 
     def _follow_modes(self) -> None:

@@ -145,8 +145,8 @@ def _check_rate(rate: Any, stages: Any) -> None:
 
 
 def _check_compile(compile: Any) -> None:
-    if compile is not False and compile != "auto":
-        msg = f"compile: expected 'auto' or False, got {compile!r}; both run eagerly for now"
+    if not isinstance(compile, bool) and compile != "auto":
+        msg = f"compile: expected 'auto', True or False, got {compile!r}; choose one of them"
         raise OptionError(msg)
 
 

@@ -10,12 +10,11 @@ from torch import nn
 
 from streamflow.errors import ClosedError, OptionError, StageError
 from streamflow.pipeline import checks, saving, trees
-from streamflow.pipeline.admission import Admission, Batch
+from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.assembly import assemble
 from streamflow.pipeline.choice import FirstSample, first_sample, measured_plan
 from streamflow.pipeline.devices import device_of, move
 from streamflow.pipeline.flow import Flow
-from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import (
     Device,
     Loss,
@@ -27,6 +26,7 @@ from streamflow.pipeline.partition import partition
 from streamflow.pipeline.plan import Plan
 from streamflow.pipeline.stage import Stage
 from streamflow.pipeline.states import initial_state
+from streamflow.pipeline.switching import make_switch
 from streamflow.pipeline.timeline import Timeline
 from streamflow.pipeline.updates import check_groups
 
@@ -60,7 +60,10 @@ class Pipeline:
             measuring, and ``inline`` where the cuts are named.
         devices: Where stages compute: one device for all, or one per stage. The module's tensors
             move there, and back when the pipeline is closed. None: wherever the module is.
-        compile: ``"auto"`` or False.
+        compile: True compiles before it learns on: the samples that wait are learned by one call
+            of compiled code, each by its own update as ever, equal to rounding. That needs a C++
+            compiler, one stage on the CPU, and SGD, Adam, AdamW, RMSprop or Adagrad; where it
+            cannot be, learning is eager, and a warning says why. ``"auto"`` and False are eager.
         state: Names of buffers that are recurrent state: what a sample's forward leaves in them
             the next sample of the same key finds there. Gradients reach one sample deep.
         max_keys: Streams whose recurrent state is kept; beyond it the one that was not seen for
@@ -148,7 +151,8 @@ class Pipeline:
     def _settle(self, cuts: Sequence[str], executor: str) -> Flow:
         """Build the stages."""
         assembly = assemble(self._module, cuts, executor, self._options, self._initial)
-        flow = self._flow = Flow(assembly, clip_norm=self._options.clip_norm)
+        switch = make_switch(assembly, self._options)
+        flow = self._flow = Flow(assembly, clip_norm=self._options.clip_norm, switch=switch)
         self._admission = Admission(
             self._options.loss,
             input_device=assembly.stages[0].lane.device,
@@ -291,14 +295,15 @@ class Pipeline:
         """
         flow = self._ready(inputs, targets)
         batch = self._admission.admit(inputs, targets, learn, weights, keys)
-        samples = self._number(batch)
+        number = self._num_samples
+        self._num_samples += len(batch)
+        self._num_learned += sum(batch.is_learned)
         self._first = self._first or first_sample(inputs, targets)
         self.steps = []
-        if not samples:
+        if not len(batch):
             return self._no_outputs(inputs)
-        outputs = flow.send(samples, batch.inputs)
-        self.steps = [output.steps for output in outputs]
-        return trees.stack_samples([output.value for output in outputs])
+        outputs, self.steps = flow.process(batch, number=number)
+        return outputs
 
     def learn(
         self,
@@ -425,10 +430,3 @@ class Pipeline:
         self._is_closed = True
         if self._options.devices is not None:
             move(self._module, self._module, self._home)
-
-    def _number(self, batch: Batch) -> list[Sample]:
-        first = self._num_samples
-        self._num_samples += len(batch.inputs)
-        self._num_learned += sum(batch.is_learned)
-        rows = zip(batch.is_learned, batch.targets, batch.weights, batch.keys, strict=True)
-        return [Sample(first + index, *row) for index, row in enumerate(rows)]

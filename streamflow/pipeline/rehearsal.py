@@ -181,8 +181,7 @@ class Rehearsal:
 
     def _admit(self, inputs: Any, targets: Any) -> tuple[list[Sample], list[Any]]:
         batch = self._admission.admit(inputs, targets, None, None, None)
-        rows = zip(batch.is_learned, batch.targets, batch.weights, batch.keys, strict=True)
-        return [Sample(number, *row) for number, row in enumerate(rows)], batch.inputs
+        return batch.samples(0, len(batch), number=0), batch.rows
 
 
 class _Clock:

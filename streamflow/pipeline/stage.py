@@ -115,7 +115,7 @@ class Stage:
         self.lane = lane
         self.parameters = updates.parameters
         self.buffers = Buffers(module)
-        self._allow_nonfinite = allow_nonfinite
+        self.allow_nonfinite = allow_nonfinite
         self.defers_updates = defers_updates
         self._shared_buffers = shared_buffers
         self._loss = loss
@@ -176,7 +176,7 @@ class Stage:
         found: tuple[Tensor | None, ...] = (None,) * (len(wanted) + len(leaves))
         if roots and found:
             found = torch.autograd.grad(roots, wanted + leaves, seeds, allow_unused=True)
-        if not self._allow_nonfinite and not _are_finite(
+        if not self.allow_nonfinite and not _are_finite(
             *(roots if self._loss is not None else ()), *found
         ):
             self.updates.skipped += 1

@@ -116,11 +116,16 @@ def clip(stages: Sequence[Updates], max_norm: float) -> None:
     gradients = [gradient for updates in stages for gradient in updates.gradients()]
     if not gradients:
         return
-    norm = nn.utils.get_total_norm(gradients)
-    # As torch does it, but never in place: gradients of one sample may share their memory.
-    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    factor = norm_factor(gradients, max_norm)
+    # Never in place, unlike torch: gradients of one sample may share their memory.
     for updates in stages:
         updates.scale(factor)
+
+
+def norm_factor(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Return what scales gradients down to a norm over all of them."""
+    norm = nn.utils.get_total_norm(list(gradients))
+    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
 
 
 def _groups(parameters: dict[str, nn.Parameter], options: Options) -> list[Any]:

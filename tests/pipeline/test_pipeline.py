@@ -296,7 +296,7 @@ def test_construction_draws_nothing() -> None:
         ({"backward": "newest"}, "lockstep"),
         ({"schedule": "lockstep"}, "newest"),
         ({"stages": 0}, "stages: expected an int from 1"),
-        ({"compile": True}, "expected 'auto' or False"),
+        ({"compile": "yes"}, "expected 'auto', True or False"),
         ({"executor": "processes"}, "executor"),
         ({"optimizer": None}, "optimizer: expected one"),
     ],

@@ -1,0 +1,341 @@
+"""When compiled code takes over from eager learning, and when it does not.
+
+Nothing waits for a compiler unless it is asked to: samples are learned eagerly until code is there.
+New code is tried on samples that are learned eagerly at the same time, on copies of all that it
+writes; it takes over if its results are the same and it is faster.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from streamflow.pipeline import inductor, trees
+from streamflow.pipeline.admission import Batch
+from streamflow.pipeline.assembly import Assembly
+from streamflow.pipeline.attributes import Attributes
+from streamflow.pipeline.compiled import CompiledStage
+from streamflow.pipeline.compiler import Compiler
+from streamflow.pipeline.options import Options
+from streamflow.pipeline.recording import Unsupported, record
+from streamflow.pipeline.stage import Stage
+
+logger = logging.getLogger("streamflow")
+
+Chunk = tuple[Any, list[int]]
+"""Outputs of some samples, joined, and the updates that stage 0 had made before each."""
+
+Eager = Callable[[int, int], Chunk]
+"""Learns samples of a batch from one to another."""
+
+SIZES = (1, 8, 32)
+"""Samples of a call. Larger ones take longer to compile, and save what a call costs."""
+
+_EAGER_SECONDS = 2.0
+# What a call costs matters only where samples are quicker than this.
+_QUICK_SECONDS = 3e-5
+_EAGER_SAMPLES = 64
+_MOST_KINDS = 4
+_TRIALS = 3
+_MOST_UNDONE = 4.0
+_FORGETTING = 0.9
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Samples of one shape and dtype, for which there is code, or will be.
+
+    Attributes:
+        attributes: Of the network, as the code was made for them.
+        untried: Sizes that are loaded, and how often they have failed to give the same.
+        seconds: What a sample takes in calls of the sizes that are in use.
+        rejected: Sizes that are of no use.
+        undone: Calls that were undone of late, more or less.
+        is_prepared: Whether nothing else was at the stage since the last call.
+    """
+
+    compiled: CompiledStage
+    compiler: Compiler
+    attributes: Attributes
+    untried: dict[int, int] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+    rejected: set[int] = field(default_factory=set)
+    undone: float = 0.0
+    is_prepared: bool = False
+
+    def size(self, run: int) -> int:
+        """Return how many of the next ``run`` samples a call takes; 0 where there is no code."""
+        sizes = self.untried or self.seconds
+        return max((size for size in sizes if size <= run), default=0)
+
+    def wanted(self, longest: int) -> list[int]:
+        """List the sizes that are of use for runs of so many samples, and not there yet."""
+        known = {*self.untried, *self.seconds, *self.rejected}
+        return [
+            size for size in SIZES if size not in known and size <= longest and self._can_save(size)
+        ]
+
+    def _can_save(self, size: int) -> bool:
+        """Say whether calls of so many samples save much beside those that are in use."""
+        below = [seconds for other, seconds in self.seconds.items() if other < size]
+        return size < SIZES[-1] or (bool(below) and min(below) < _QUICK_SECONDS)
+
+
+class Switch:
+    """Leads samples to compiled code or to the eager stage.
+
+    Attributes:
+        reason: Why nothing is compiled, or no more; empty while it is or may be.
+    """
+
+    def __init__(self, stage: Stage, options: Options) -> None:
+        self._stage = stage
+        self._options = options
+        self._kinds: dict[Any, _Kind] = {}
+        self._num_begun = 0
+        self._eager_seconds = 0.0
+        self._longest = 1
+        self.reason = ""
+        if options.accumulate > 1:
+            self._refuse("gradients are accumulated")
+
+    def process(self, batch: Batch, eager: Eager) -> Chunk:
+        """Predict samples in order and learn from each; ``eager`` does some the other way."""
+        tensors = _tensors(batch)
+        parts: list[Any] = []
+        steps: list[int] = []
+        kind = self._kind(batch, tensors)
+        if kind is not None:
+            kind.is_prepared = False
+        while len(steps) < len(batch):
+            outputs, numbers = self._advance(batch, tensors, len(steps), kind, eager)
+            parts.append(outputs)
+            steps += numbers
+            if kind is None or self.reason or kind.wanted(self._longest):
+                kind = self._kind(batch, tensors)
+        return (parts[0] if len(parts) == 1 else trees.stack_samples(parts)), steps
+
+    def close(self) -> None:
+        """End what is under way."""
+        for kind in self._kinds.values():
+            kind.compiler.close()
+
+    def _advance(
+        self, batch: Batch, tensors: list[Tensor], first: int, kind: _Kind | None, eager: Eager
+    ) -> Chunk:
+        run = _run(batch, first)
+        self._longest = max(self._longest, run)
+        size = kind.size(run) if kind is not None else 0
+        if kind is None or not size:
+            at_once = 1 if run and self._options.compile is True else _EAGER_SAMPLES
+            return self._eagerly(first, min(first + at_once, len(batch)), eager)
+        samples = [tensor[first : first + size].contiguous() for tensor in tensors]
+        if self._stage.states:
+            self._stage.states.enter(batch.keys[first])
+            kind.is_prepared = False
+        try:
+            if not kind.is_prepared:
+                kind.compiled.prepare()
+                kind.is_prepared = True
+            if size in kind.untried:
+                return self._try(kind, size, samples, first, eager)
+            found = self._learn(kind, size, samples)
+        except Unsupported as error:
+            self._refuse(str(error))
+            found = None
+        if found is None:
+            return self._eagerly(first, first + size, eager)
+        if self._stage.states:
+            self._stage.states.leave(batch.keys[first])
+        return found
+
+    def _learn(self, kind: _Kind, size: int, samples: list[Tensor]) -> Chunk | None:
+        """Learn by compiled code; return None where that was undone."""
+        made = self._stage.updates.made
+        outputs = kind.compiled.learn(size, samples)
+        if outputs is None:
+            kind.undone += 1
+            if kind.undone > _MOST_UNDONE:
+                msg = "too many samples give what is not finite"
+                raise Unsupported(msg)
+            return None
+        kind.undone *= _FORGETTING
+        tree = pytree.tree_unflatten(outputs, kind.compiled.recording.structure)
+        return tree, list(range(made, made + size))
+
+    def _try(
+        self, kind: _Kind, size: int, samples: list[Tensor], first: int, eager: Eager
+    ) -> Chunk:
+        """Learn eagerly, and see whether compiled code would have done the same, but faster."""
+        found = kind.compiled.rehearse(size, samples)
+        seconds = kind.compiled.measure(size, samples) / size
+        start = time.perf_counter()
+        chunk = self._eagerly(first, first + size, eager)
+        eager_seconds = (time.perf_counter() - start) / size
+        if found is None:
+            return chunk
+        wanted = [*trees.tensors(chunk[0]), *kind.compiled.written()]
+        if not all(map(_is_close, found, wanted)):
+            kind.untried[size] += 1
+            if kind.untried[size] == _TRIALS:
+                self._reject(kind, size, "compiled code gives other results")
+            return chunk
+        smaller = [other for known, other in kind.seconds.items() if known < size]
+        if self._options.compile is True or seconds < min(smaller, default=eager_seconds):
+            del kind.untried[size]
+            kind.seconds[size] = seconds
+        else:
+            self._reject(kind, size, "compiled code is not faster")
+        return chunk
+
+    def _reject(self, kind: _Kind, size: int, why: str) -> None:
+        kind.untried.pop(size, None)
+        kind.rejected.add(size)
+        if not kind.untried and not kind.seconds and not kind.compiler.is_busy:
+            self._refuse(why)
+
+    def _eagerly(self, first: int, stop: int, eager: Eager) -> Chunk:
+        start = time.perf_counter()
+        chunk = eager(first, stop)
+        self._eager_seconds += time.perf_counter() - start
+        for kind in self._kinds.values():
+            kind.compiled.release()
+            kind.is_prepared = False
+        return chunk
+
+    def _kind(self, batch: Batch, tensors: list[Tensor]) -> _Kind | None:
+        """Return what is known of such samples; begin to compile where that is due."""
+        if self.reason:
+            return None
+        key = _key(batch, tensors)
+        kind = self._kinds.get(key)
+        if kind is not None and not kind.attributes.are_the_same():
+            kind.compiler.close()
+            del self._kinds[key]
+            kind = None
+        if kind is None and self._is_due and any(batch.is_learned):
+            kind = self._begin(batch)
+            if kind is not None:
+                self._kinds[key] = kind
+        return None if kind is None else self._settled(kind)
+
+    @property
+    def _is_due(self) -> bool:
+        # The optimizer makes its own state at its first step.
+        if not self._stage.updates.made:
+            return False
+        return self._options.compile is True or self._eager_seconds >= _EAGER_SECONDS
+
+    def _begin(self, batch: Batch) -> _Kind | None:
+        self._num_begun += 1
+        if self._num_begun > _MOST_KINDS:
+            self._refuse("samples or attributes of modules are of too many kinds")
+            return None
+        loss = self._options.loss
+        parts = [self._stage.module, *([loss] if isinstance(loss, nn.Module) else [])]
+        try:
+            if self._stage.randomness.is_used:
+                msg = "the network draws random numbers"
+                raise Unsupported(msg)
+            attributes = Attributes(*parts)
+            recording = record(
+                self._stage,
+                _first(batch.inputs),
+                _first(batch.targets),
+                None if batch.weights is None else batch.weights[0],
+                self._options.clip_norm,
+            )
+        except Unsupported as error:
+            self._refuse(str(error))
+            return None
+        compiled = CompiledStage(self._stage, recording)
+        return _Kind(compiled, Compiler(recording, torch.get_num_threads()), attributes)
+
+    def _settled(self, kind: _Kind) -> _Kind:
+        """Load code that has become ready, and have more made where it is wanted."""
+        missing = self._load(kind)
+        if not missing or kind.compiler.is_busy:
+            return kind
+        if inductor.find_compiler() is None:
+            kind.compiler.failure = "no C++ compiler; apt install g++"
+        if not kind.compiler.failure:
+            kind.compiler.start(missing)
+            if self._options.compile is not True:
+                return kind
+            kind.compiler.wait()
+            missing = self._load(kind)
+        for size in missing:
+            if kind.compiler.failure:
+                self._reject(kind, size, kind.compiler.failure)
+        return kind
+
+    def _load(self, kind: _Kind) -> list[int]:
+        """Load the code that is on disk; return the sizes that are not."""
+        missing = []
+        for size in kind.wanted(self._longest):
+            path = kind.compiler.find(size)
+            if path is None:
+                missing.append(size)
+            else:
+                kind.compiled.routines[size] = inductor.load(path)
+                kind.untried[size] = 0
+        return missing
+
+    def _refuse(self, why: str) -> None:
+        self.reason = why
+        logger.warning("%s learns eagerly: %s", self._stage.name, why)
+
+
+def make_switch(assembly: Assembly, options: Options) -> Switch | None:
+    """Return what leads samples to compiled code, where there can be any."""
+    stages = assembly.stages
+    is_alone = len(stages) == 1 and assembly.executor.name == "inline"
+    if options.compile is not True or options.loss is None or not is_alone:
+        return None
+    return Switch(stages[0], options)
+
+
+def _run(batch: Batch, first: int) -> int:
+    """Count the samples from here that are learned, of one stream; up to the largest size."""
+    count, key = 0, batch.keys[first]
+    for is_learned, other in zip(
+        batch.is_learned[first : first + SIZES[-1]],
+        batch.keys[first : first + SIZES[-1]],
+        strict=True,
+    ):
+        if not is_learned or other != key:
+            break
+        count += 1
+    return count
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    weights = [] if batch.weights is None else [batch.weights]
+    targets = [] if batch.targets is None else trees.tensors(batch.targets)
+    return [*trees.tensors(batch.inputs), *targets, *weights]
+
+
+def _key(batch: Batch, tensors: list[Tensor]) -> Any:
+    structures = [
+        None if isinstance(tree, Tensor | None) else str(trees.flatten(tree)[1])
+        for tree in (batch.inputs, batch.targets)
+    ]
+    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in tensors]
+    return (*structures, batch.targets is None, batch.weights is None, *kinds)
+
+
+def _first(tree: Any) -> Any:
+    return trees.map_tensors(lambda tensor: tensor[:1], tree)
+
+
+def _is_close(found: Tensor, wanted: Tensor) -> bool:
+    if not wanted.is_floating_point():
+        return torch.equal(found, wanted)
+    relative = {torch.float64: 1e-8, torch.float32: 1e-3}.get(wanted.dtype, 0.1)
+    scale = float(wanted.abs().max()) if wanted.numel() else 0.0
+    return torch.allclose(found, wanted, rtol=relative, atol=relative * scale)
