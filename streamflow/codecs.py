@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
-import orjson
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -18,7 +17,7 @@ from pydantic import (
 )
 
 from streamflow.delimited import read_column, read_rows, write_cell, write_rows
-from streamflow.encodings import dump_json, dump_msgpack, load_msgpack
+from streamflow.encodings import dump_json, dump_msgpack, load_json, load_msgpack
 from streamflow.errors import GraphError, suggestion
 from streamflow.framing import CsvSplitter, LineSplitter, MsgpackSplitter, Splitter
 from streamflow.nodes import Declaration, Fetch
@@ -71,6 +70,10 @@ class Codec(Protocol):
 
 class Format(Declaration):
     """Declares a format with its options.
+
+    What one payload may become is bounded, so that a hostile one is rejected and not gathered until
+    the memory is full: 64 MiB in a file, about a million lists and mappings, and as many levels of
+    them as the codec knows.
 
     Attributes:
         terminator: What follows each payload in a file.
@@ -287,7 +290,7 @@ FormatField: TypeAlias = Annotated[FileFormatField, AfterValidator(_check_codec)
 
 class _JsonCodec:
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        values, causes = _convert(orjson.loads, payloads, "JSON")
+        values, causes = _convert(load_json, payloads, "JSON")
         return Decoded(to_columns(values), causes)
 
     def encode(self, batch: Batch) -> Encoded:

@@ -19,12 +19,32 @@ _TENSOR_DTYPES: Final = frozenset(
     | {"<f2", "<f4", "<f8", "<c8", "<c16"}
 )
 
+MOST_CONTAINERS: Final = 2**20
+"""Lists and mappings in one value. An empty one takes one byte of a payload, and 72 of memory."""
+
 _KEYS: Final = frozenset({str, bytes})
 
 _FLAT: Final = frozenset({str, bytes, int, float, bool, type(None)})
 """Types of values that have no keys within."""
 
 _MOST_EMPTY_ROWS: Final = 2**16
+
+
+def load_json(payload: bytes) -> Any:
+    """Return the one value that ``payload`` holds.
+
+    Raises:
+        ValueError: It is none, or holds more than `MOST_CONTAINERS` lists and objects.
+    """
+    if len(payload) > MOST_CONTAINERS:
+        _check_containers(payload.count(b"[") + payload.count(b"{"))
+    return orjson.loads(payload)
+
+
+def _check_containers(count: int) -> None:
+    if count > MOST_CONTAINERS:
+        message = f"more than {MOST_CONTAINERS:,} lists and mappings"
+        raise ValueError(message)
 
 
 def dump_json(value: Any) -> bytes:
@@ -69,11 +89,26 @@ def load_msgpack(payload: bytes) -> Any:
     """Return the one value that ``payload`` holds; may raise any exception if it does not.
 
     Raises:
-        ValueError: It is cut off, damaged, or followed by more.
+        ValueError: It is cut off, damaged, or followed by more, or holds more than
+            `MOST_CONTAINERS` lists and mappings.
     """
+    if len(payload) <= MOST_CONTAINERS:
+        return _unpack(payload)
+    count = 0
+
+    def counted(container: Any) -> Any:
+        nonlocal count
+        count += 1
+        _check_containers(count)
+        return container
+
+    return _unpack(payload, list_hook=counted, object_hook=counted)
+
+
+def _unpack(payload: bytes, **hooks: Any) -> Any:
     # Lengths are bounded by the payload's and map keys are text, so hostile input stays harmless.
     try:
-        return msgpack.unpackb(payload, timestamp=3, ext_hook=_load_extension)
+        return msgpack.unpackb(payload, timestamp=3, ext_hook=_load_extension, **hooks)
     except msgpack.ExtraData as error:
         message = f"{len(error.extra)} bytes after the value"
         raise ValueError(message) from error

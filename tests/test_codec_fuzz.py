@@ -3,6 +3,8 @@
 import csv
 import gzip
 import io
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -340,3 +342,51 @@ def test_packed_lines_unfold_in_little_memory(tmp_path: Path, line: bytes) -> No
         assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
     finally:
         tracemalloc.stop()
+
+
+MANY = 20 * 2**20
+
+SWARMS = {
+    "lists": ("json", "b'[' + b'[],' * MANY + b'[]]'"),
+    "objects": ("json", "b'[' + b'{},' * MANY + b'{}]'"),
+    "packed lists": ("msgpack", "b'\\xdd' + MANY.to_bytes(4, 'big') + b'\\x90' * MANY"),
+    "packed maps": ("msgpack", "b'\\xdd' + MANY.to_bytes(4, 'big') + b'\\x80' * MANY"),
+    "packed pairs": ("msgpack", "b'\\xdd' + MANY.to_bytes(4, 'big') + b'\\x91\\x90' * MANY"),
+}
+
+DECODING = """
+import resource
+from streamflow.codecs import decode, named_format
+from streamflow.records import Batch, Partition
+
+MANY = {many}
+bad = {payload}
+codec = named_format("{name}").codec()
+payloads = [codec.encode(Batch([{{"a": 1}}], [Partition("p")], [0])).payloads[0], bad]
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**29
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+decoded = codec.decode(payloads)
+print(decoded.values, decoded.causes)
+"""
+
+
+@pytest.mark.parametrize("name", SWARMS)
+def test_a_record_of_millions_of_lists_is_rejected_in_little_memory(name: str) -> None:
+    declared, payload = SWARMS[name]
+    program = DECODING.format(many=MANY, payload=payload, name=declared)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    notation = "JSON" if declared == "json" else "msgpack"
+    cause = f"expected {notation}, found more than 1,048,576 lists and mappings"
+    assert done.stdout == f"{{'a': [1]}} {{1: '{cause}'}}\n"
+
+
+@pytest.mark.parametrize("declared", [JsonFormat(), MsgpackFormat()])
+def test_a_large_record_of_few_lists_is_read(declared: Format) -> None:
+    value = {"x": [float(number) for number in range(300_000)], "text": "[" * 1000}
+    [payload] = declared.codec().encode(batch_of([value])).payloads
+    assert len(payload) > 2**20
+    assert rows_of(declared.codec().decode([payload]).values) == [value]
