@@ -153,6 +153,9 @@ class KafkaReader:
                 if self._is_at_end():
                     raise anyio.EndOfStream
                 found = await self._poll()
+                # What came with a new assignment is read again once that is settled.
+                records = {part: found[part] for part in found if part in self._held.positions}
+                ends = await self._advance()
             except KafkaError as error:
                 if is_passing(error):
                     await anyio.sleep(RETRY)
@@ -162,9 +165,7 @@ class KafkaReader:
                     "check the broker and the permissions"
                 )
                 raise ConnectorError(message) from error
-            # What came with a new assignment is read again once that is settled.
-            records = {part: found[part] for part in found if part in self._held.positions}
-            if ends := await self._advance():
+            if ends:
                 return self._fetch(records, ends)
 
     async def commit(self, positions: Mapping[Partition, int]) -> None:

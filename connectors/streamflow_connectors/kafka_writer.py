@@ -136,7 +136,10 @@ class KafkaWriter:
         while sum(lane.waiting_bytes for lane in self._lanes) >= BUFFER_BYTES:
             await self._wait_for_delivery()
         self._check()
-        await self._update_partitions()
+        try:
+            await self._update_partitions()
+        except KafkaError as error:
+            raise ConnectorError(self._explained(error)) from error
         encoded = self._codec.encode(batch)
         good, unencoded = split_rejected(batch, encoded.causes)
         causes = self._append(good, encoded.payloads)
