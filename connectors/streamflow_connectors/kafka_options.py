@@ -31,7 +31,7 @@ class Connection(Declaration):
         15.0, gt=0, description="Seconds within which brokers must answer when the node opens."
     )
     retry_for: float = Field(
-        60.0,
+        120.0,
         gt=0,
         description="Seconds to go on trying while brokers are away or refuse, before the run "
         "fails.",

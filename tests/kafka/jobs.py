@@ -81,7 +81,7 @@ def member(
     topic_out: str,
     *,
     name: str,
-    retry_for: float = 60.0,
+    retry_for: float = 120.0,
     **options: Any,
 ) -> Graph:
     """Each number with the name of the member of the group that has handled it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import anyio
 import pytest
 from anyio import to_thread
 
@@ -11,6 +14,15 @@ from tests.kafka.streams import stream_of
 from tests.kafka.test_exactly_once import read
 
 pytestmark = pytest.mark.kafka
+
+OUTAGE = float(os.environ.get("STREAMFLOW_TEST_OUTAGE", "0"))
+"""Seconds that the broker is gone before it comes back."""
+
+
+async def restart(server: Server) -> None:
+    await to_thread.run_sync(server.stop)
+    await anyio.sleep(OUTAGE)
+    await to_thread.run_sync(server.start)
 
 
 @pytest.mark.asyncio
@@ -25,8 +37,7 @@ async def test_members_live_on_when_the_broker_restarts(server: Server) -> None:
         ):
             await stream.wait_for("a", "b", jobs=jobs)
             await stream.send(300)
-            await to_thread.run_sync(server.stop)
-            await to_thread.run_sync(server.start)
+            await restart(server)
             await stream.wait_for("a", "b", jobs=jobs)
             await stream.wait_for_all(jobs)
             await jobs["a"].stop()
@@ -60,8 +71,7 @@ async def test_each_output_is_seen_once_and_in_order_though_the_broker_is_killed
                 while len(values) == count:  # so that it is in the middle of them
                     assert not job.has_ended, job.log
                     values = await read(server.address, topic_out)
-                await to_thread.run_sync(server.stop)
-                await to_thread.run_sync(server.start)
+                await restart(server)
             while len(values) < stream.sent[0]:
                 assert not job.has_ended, job.log
                 values = await read(server.address, topic_out)
