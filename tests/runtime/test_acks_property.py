@@ -1,0 +1,326 @@
+"""Random graphs with random faults: nothing is committed before it is finished, all is in the end.
+
+Every record is a number that tells where it comes from, and keeps it on all its ways. Whoever
+handles a record after it was committed, or has not flushed it by then, is caught.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import anyio
+import anyio.lowlevel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamflow.checkpoints import Snapshot
+from streamflow.errors import CheckpointError, StreamflowError
+from streamflow.graph import Graph
+from streamflow.nodes import Context, Operator, Processed, Processor
+from streamflow.operators.step import Step
+from streamflow.records import Batch, Partition, split_rejected
+from streamflow.runtime.run import Run, opened_run
+from streamflow.runtime.starting import Checkpointing
+from streamflow.testing import ListSink, ListSource
+
+PLENTY = 60
+FAULTS = ("source", "operator", "sink", "flush", "checkpoint", "abort", "stop")
+
+
+@dataclass
+class Watch:
+    """Sees all that one run does, and says what is wrong with it."""
+
+    covered: set[int] = field(default_factory=set)
+    wrongs: list[str] = field(default_factory=list)
+    sinks: list[ListSink] = field(default_factory=list)
+    safe: Mapping[str, Mapping[Any, int]] | None = None
+    num_handled: int = 0
+    ends_at: int | None = None
+    ending: str = ""
+    run: Run | None = None
+    tasks: Any = None
+
+    def handled(self, node: str, number: int) -> None:
+        if number in self.covered:
+            self.wrongs.append(f"{node} handles {number}, which is committed")
+        self.num_handled += 1
+        if self.num_handled == self.ends_at and self.run is not None:
+            if self.ending == "abort":
+                self.run.abort()
+            else:
+                self.tasks.start_soon(stop, self.run)
+
+    def committed(self, name: str, numbers: list[int], positions: dict[Partition, int]) -> None:
+        for partition, position in positions.items():
+            [place] = [place for _, place in partition.place] or [0]
+            count = 2 if partition.place else 1
+            assert isinstance(place, int)
+            self.covered |= set(numbers[place::count][:position])
+            if self.safe is not None and self.safe[name].get(partition.place, 0) < position:
+                self.wrongs.append(f"{name} commits {position}, which no checkpoint holds")
+        for sink in self.sinks:
+            waiting = sink.probe.records[sink.probe.num_delivered :]
+            late = {number_of(record.value) for record in waiting} & self.covered
+            if late:
+                self.wrongs.append(f"{late} are committed before they are flushed")
+
+
+async def stop(run: Run) -> None:
+    with suppress(StreamflowError):
+        await run.stop()
+
+
+def number_of(value: Any) -> int:
+    """Return the number of a record, or of a dead letter."""
+    return int(value["original"] if isinstance(value, dict) else value)
+
+
+class Commits(list[dict[Partition, int]]):
+    """Tells of every commit."""
+
+    def __init__(self, watch: Watch, name: str, numbers: list[int]) -> None:
+        super().__init__()
+        self._told = watch, name, numbers
+
+    def append(self, positions: dict[Partition, int]) -> None:
+        watch, name, numbers = self._told
+        watch.committed(name, numbers, positions)
+        super().append(positions)
+
+
+class Turn(Operator):
+    """Filters, multiplies, rejects, or takes in the first records and no more."""
+
+    type: Literal["turn"] = "turn"
+    does: str
+    name: str
+    watch: Watch
+    error_at: int | None = None
+
+    @contextmanager
+    def open(self, context: Context) -> Iterator[Processor]:
+        yield TurnStep(self)
+
+
+def copies(does: str, number: int) -> int:
+    """Return how many records one becomes."""
+    if does == "filter":
+        return int(number % 3 != 0)
+    return number % 3 if does == "flat map" else int(not (does == "reject" and number % 5 == 0))
+
+
+class TurnStep(Step):
+    def __init__(self, operator: Turn) -> None:
+        self._operator = operator
+        self._held = 0
+
+    def process(self, batch: Batch) -> Processed:
+        turn, causes, kept = self._operator, {}, []
+        for index, number in enumerate(batch.rows()):
+            turn.watch.handled(turn.name, number)
+            if number == turn.error_at:
+                message = "a fault"
+                raise RuntimeError(message)
+            if turn.does == "hold" and self._held < 3:
+                self._held += 1
+                continue
+            count = copies(turn.does, number)
+            kept += [index] * count
+            if turn.does == "reject" and not count:
+                causes[index] = "a bad number"
+        _, rejected = split_rejected(batch, causes)
+        return Processed(batch.select(kept) if kept else None, rejected)
+
+    def state(self) -> dict[str, Any]:
+        return {"held": self._held}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._held = state["held"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph, and what goes wrong in each of its runs but the last."""
+
+    counts: tuple[int, ...]
+    batch_size: int
+    num_partitions: int
+    operators: tuple[tuple[str, tuple[int, ...], str, str], ...]  # does, inputs, merge, overflow
+    outs: tuple[tuple[int, ...], ...]
+    buffer: int
+    has_letters: bool
+    every: int | None
+    faults: tuple[tuple[str, int, int], ...]  # which, where, when
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    num_sources = draw(st.integers(1, 2))
+    nodes = num_sources
+    operators = []
+    unread = set(range(nodes))
+    origins = [{source} for source in range(nodes)]
+    for _ in range(draw(st.integers(1, 4))):
+        inputs = draw(st.sets(st.integers(0, nodes - 1), min_size=1, max_size=2))
+        does = draw(st.sampled_from(["filter", "flat map", "reject", "hold", "pass"]))
+        merge = draw(st.sampled_from(["arrival", "round_robin"]))
+        origins.append(set().union(*(origins[sender] for sender in inputs)))
+        if len(origins[-1]) < sum(len(origins[sender]) for sender in inputs):
+            merge = "arrival"  # inputs of one source cannot be taken in turn
+        policies = st.sampled_from(["block"] * 6 + ["drop_oldest", "drop_newest", "latest"])
+        overflow = "block" if merge == "round_robin" else draw(policies)
+        operators.append((does, tuple(sorted(inputs)), merge, overflow))
+        unread = (unread - inputs) | {nodes}
+        nodes += 1
+    outs = [tuple(sorted(unread))]
+    if draw(st.booleans()):
+        outs.append((draw(st.integers(0, nodes - 1)),))
+    fault = st.tuples(st.sampled_from(FAULTS), st.integers(0, 9), st.integers(0, 60))
+    return Plan(
+        counts=tuple(draw(st.integers(0, 30)) for _ in range(num_sources)),
+        batch_size=draw(st.integers(1, 7)),
+        num_partitions=draw(st.integers(1, 2)),
+        operators=tuple(operators),
+        outs=tuple(outs),
+        buffer=draw(st.integers(1, 20)),
+        has_letters=draw(st.booleans()),
+        every=draw(st.none() | st.integers(1, 12)),
+        faults=tuple(draw(st.lists(fault, max_size=3))),
+    )
+
+
+def name_of(plan: Plan, node: int) -> str:
+    return f"in{node}" if node < len(plan.counts) else f"turn{node}"
+
+
+def graph_of(
+    plan: Plan, numbers: list[list[int]], watch: Watch, fault: tuple[str, int, int] | None
+) -> Graph:
+    which, where, when = fault or ("", 0, 0)
+    buffer = {"records": plan.buffer, "bytes": "1MiB"}
+    sources: dict[str, Any] = {}
+    for index, own in enumerate(numbers):
+        is_faulty = which == "source" and where % len(numbers) == index
+        source = ListSource(
+            values=tuple(own),
+            batch_size=plan.batch_size,
+            num_partitions=plan.num_partitions,
+            fail_after=when if is_faulty and when < len(own) else None,
+        )
+        source.probe.commits = Commits(watch, f"in{index}", own)
+        sources[f"in{index}"] = source
+    operators: dict[str, Any] = {}
+    for place, (does, inputs, merge, overflow) in enumerate(plan.operators):
+        node = len(plan.counts) + place
+        is_faulty = which == "operator" and where % len(plan.operators) == place
+        operators[name_of(plan, node)] = Turn(
+            inputs=tuple(name_of(plan, sender) for sender in inputs),
+            does=does,
+            name=name_of(plan, node),
+            watch=watch,
+            error_at=when if is_faulty else None,
+            merge=merge,
+            overflow=overflow,
+            buffer=buffer,
+        )
+    for index, (sink, inputs) in enumerate(zip(watch.sinks, plan.outs, strict=False)):
+        is_faulty = where % len(plan.outs) == index
+        limit = len(sink.probe.records) + when
+        watch.sinks[index] = sink.model_copy(
+            update={
+                "inputs": tuple(name_of(plan, sender) for sender in inputs),
+                "reject": lambda value, name=f"out{index}": watch.handled(name, value),
+                "fail_after": limit if which == "sink" and is_faulty else None,
+                "fails_flush": which == "flush" and is_faulty,
+            }
+        )
+    outs = watch.sinks[: len(plan.outs)]
+    settings: dict[str, Any] = {"path": "nowhere", "every": plan.every} if plan.every else {}
+    return Graph(
+        name="random",
+        failure_budget="none",
+        checkpoint=settings or None,
+        sources=sources,
+        operators=operators,
+        sinks={f"out{index}": sink for index, sink in enumerate(outs)},
+        dead_letter=watch.sinks[-1] if plan.has_letters else None,
+    )
+
+
+async def run_once(
+    plan: Plan,
+    numbers: list[list[int]],
+    watch: Watch,
+    fault: tuple[str, int, int] | None,
+    taken: list[Snapshot],
+) -> None:
+    graph = graph_of(plan, numbers, watch, fault)
+    which, _, when = fault or ("", 0, 0)
+    if which in ("abort", "stop"):
+        watch.ending, watch.ends_at = which, when + 1
+    num_written = 0
+
+    def write(snapshot: Snapshot) -> None:
+        nonlocal num_written
+        num_written += 1
+        if which == "checkpoint" and num_written == when % 3 + 1:
+            message = "expected room, found a full disk"
+            raise CheckpointError(message)
+        taken.append(snapshot)
+        watch.safe = snapshot.positions
+
+    checkpoints = None
+    if plan.every:
+        watch.safe = taken[-1].positions
+        checkpoints = Checkpointing(taken[-1], False, write)
+    with anyio.fail_after(PLENTY):
+        async with anyio.create_task_group() as tasks:
+            with suppress(StreamflowError):
+                async with opened_run(graph, checkpoints) as run:
+                    watch.run, watch.tasks = run, tasks
+                    await run.wait()
+                return
+            assert fault is not None
+
+
+def expected(plan: Plan, numbers: list[list[int]]) -> list[Counter[int]]:
+    """Return what each sink is to get, where nothing is dropped or held."""
+    nodes = [Counter(own) for own in numbers]
+    for does, inputs, _, _ in plan.operators:
+        got: Counter[int] = sum((nodes[sender] for sender in inputs), Counter())
+        nodes.append(Counter({n: count * copies(does, n) for n, count in got.items()}))
+    return [+sum((nodes[sender] for sender in inputs), Counter()) for inputs in plan.outs]
+
+
+@given(plans())
+@settings(deadline=None, max_examples=120)
+def test_nothing_is_committed_before_it_is_finished_and_all_is_in_the_end(plan: Plan) -> None:
+    all_numbers = [[1000 * index + n for n in range(n)] for index, n in enumerate(plan.counts)]
+    sinks = [ListSink(inputs=("in0",)) for _ in plan.outs] + [ListSink()]
+    start = Snapshot(
+        {f"in{index}": 0 for index in range(len(plan.counts))},
+        {f"in{index}": {} for index in range(len(plan.counts))},
+        marks={
+            **{f"out{index}": {"records": 0} for index in range(len(plan.outs))},
+            "dead_letter": {"records": 0},
+        },
+    )
+    taken = [start]
+    rest = all_numbers
+    done: set[int] = set()
+    for fault in (*plan.faults, None):
+        watch = Watch(sinks=list(sinks))
+        anyio.run(run_once, plan, rest, watch, fault, taken)
+        assert watch.wrongs == []
+        done |= watch.covered
+        if not plan.every:  # what is not committed comes again
+            rest = [[number for number in own if number not in done] for own in rest]
+    assert done == {number for own in all_numbers for number in own}
+    policies = {overflow for _, _, _, overflow in plan.operators}
+    if policies == {"block"} and "hold" not in {does for does, _, _, _ in plan.operators}:
+        found = [Counter(sink.probe.values) for sink in sinks[:-1]]
+        for got, wanted in zip(found, expected(plan, all_numbers), strict=True):
+            assert got == wanted if plan.every else got >= wanted
