@@ -9,8 +9,10 @@
 | can be read again | no | any | afresh in every run | once in every run |
 | neither | yes | any | at most once | at most once |
 | neither | no | any | afresh in every run | at most once |
+| any | as above | does not confirm | as above | at most once |
 
-Records that a policy drops or that become dead letters are left out of it.
+Where a sink does not confirm, records may be lost at any time, and those that are read again after
+a crash are sent again. Records that a policy drops or that become dead letters are left out of it.
 """
 
 from __future__ import annotations
@@ -101,24 +103,12 @@ def _promise(
     sink = receivers[sink_name]
     assert isinstance(sink, Sink)
     edges = _edges(name, sink_name, receivers)
-    notes = []
     learned: str | None = "exactly once" if source.rereads else "at most once"
     if not is_checkpointed:
         learned = "afresh in every run"
     if not any(_learns(receivers[to]) for _, to in edges):
         learned = None
-    if not (source.rereads or source.keeps_positions):
-        delivered = "at most once"
-        notes.append("what is in flight is lost in a crash, since it cannot be read again")
-    elif sink.stores_positions or (is_checkpointed and sink.cuts_back):
-        delivered = "exactly once"
-    elif is_checkpointed or source.keeps_positions:
-        delivered = "at least once"
-        since = "the last checkpoint" if is_checkpointed else "the last positions committed"
-        notes.append(f"after a crash what came since {since} comes again")
-    else:
-        delivered = "once in every run"
-        notes.append("every run begins anew")
+    delivered, *notes = _delivery(source, sink, is_checkpointed)
     if is_checkpointed and source.is_shared:
         notes.append(
             "a partition that moves to another instance is learned and delivered there "
@@ -130,6 +120,29 @@ def _promise(
         if (policy := receivers[to].overflow_of(sender)) in DROPPING
     ]
     return Promise(name, sink_name, learned, delivered, tuple(notes))
+
+
+def _delivery(source: Source, sink: Sink, is_checkpointed: bool) -> Iterator[str]:
+    """Yield how often what becomes of a record is delivered, and what that means in a crash."""
+    since = "the last checkpoint" if is_checkpointed else "the last positions committed"
+    comes_again = is_checkpointed or source.keeps_positions
+    if not (source.rereads or source.keeps_positions):
+        yield "at most once"
+        yield "what is in flight is lost in a crash, since it cannot be read again"
+    elif not sink.confirms:
+        yield "at most once"
+        if comes_again:
+            yield f"but after a crash what came since {since} is sent again"
+    elif sink.stores_positions or (is_checkpointed and sink.cuts_back):
+        yield "exactly once"
+    elif comes_again:
+        yield "at least once"
+        yield f"after a crash what came since {since} comes again"
+    else:
+        yield "once in every run"
+        yield "every run begins anew"
+    if not sink.confirms:
+        yield "the sink does not hear what arrives, so records may be lost at any time"
 
 
 def _learns(node: Receiver) -> bool:

@@ -239,6 +239,11 @@ class Sink(Receiver):
         """Whether it stores the positions of the source itself, in one with what it writes."""
         return False
 
+    @property
+    def confirms(self) -> bool:
+        """Whether what `Writer.flush` has waited for is delivered, and not only sent off."""
+        return True
+
     def delivery_problems(
         self,
         sources: Mapping[str, Source],

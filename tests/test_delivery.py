@@ -1,6 +1,6 @@
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -24,6 +24,18 @@ TO_MEMORY = MemorySink(inputs=("m",))
 TO_KAFKA = KafkaSink(inputs=("m",), bootstrap_servers="a:1", topic="o")
 ONCE = KafkaSink(inputs=("m",), bootstrap_servers="a:1", topic="o", delivery="exactly_once")
 
+
+class ToNobody(Sink):
+    """Sends records off and never hears of them again."""
+
+    type: Literal["to_nobody"] = "to_nobody"
+
+    @property
+    def confirms(self) -> bool:
+        return False
+
+
+UNHEARD = ToNobody(inputs=("m",))
 AFRESH, ONCE_ONLY, LOSSY = "afresh in every run", "exactly once", "at most once"
 
 
@@ -55,6 +67,10 @@ def graph(source: Source, sink: Sink, *, is_checkpointed: bool = False, **option
         (ALONE, TO_KAFKA, True, ONCE_ONLY, "at least once"),
         (MANUAL, ONCE, False, AFRESH, ONCE_ONLY),
         (MANUAL, ONCE, True, ONCE_ONLY, ONCE_ONLY),
+        (FILE, UNHEARD, False, AFRESH, LOSSY),
+        (FILE, UNHEARD, True, ONCE_ONLY, LOSSY),
+        (GROUP, UNHEARD, False, AFRESH, LOSSY),
+        (PIPE, UNHEARD, True, LOSSY, LOSSY),
     ],
 )
 def test_what_is_promised(
@@ -79,6 +95,10 @@ def test_a_model_that_does_not_learn_promises_nothing_about_it() -> None:
         (FILE, TO_KAFKA, True, "what came since the last checkpoint comes again"),
         (PIPE, TO_FILE, True, "what is in flight is lost in a crash"),
         (GROUP, TO_FILE, True, "a partition that moves to another instance is learned"),
+        (PIPE, UNHEARD, False, "the sink does not hear what arrives"),
+        (FILE, UNHEARD, True, "the sink does not hear what arrives"),
+        (FILE, UNHEARD, True, "but after a crash what came since the last checkpoint is sent aga"),
+        (GROUP, UNHEARD, False, "what came since the last positions committed is sent again"),
     ],
 )
 def test_what_a_crash_does_is_told(
