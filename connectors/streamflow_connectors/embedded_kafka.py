@@ -134,6 +134,11 @@ class EmbeddedKafka:
         for number in range(1, self._num_brokers + 1):
             self._call(name, self._cluster, number)
 
+    def move_leader(self, topic: str, partition: int, broker: int) -> None:
+        """Let another broker lead a partition; -1: none does."""
+        name = "rd_kafka_mock_partition_set_leader"
+        self._call(name, self._cluster, topic.encode(), partition, broker)
+
     def move_coordinator(self, group: str, broker: int) -> None:
         """Let another broker coordinate a group."""
         self._call("rd_kafka_mock_coordinator_set", self._cluster, b"group", group.encode(), broker)

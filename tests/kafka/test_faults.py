@@ -191,6 +191,29 @@ async def test_a_group_whose_positions_cannot_be_read_now_is_no_group_without_po
 
 
 @pytest.mark.asyncio
+async def test_readers_and_writers_follow_the_leader_of_a_partition() -> None:
+    with EmbeddedKafka(2) as brokers:
+        brokers.create_topic("t")
+        async with reading(brokers.address) as reader, writing(brokers.address) as writer:
+            for number in range(3):
+                brokers.move_leader("t", 0, 1 + number % 2)
+                await writer.write(batch(number))
+                await writer.flush()
+                assert (await receive(reader))[0] == [number]
+
+
+@pytest.mark.asyncio
+async def test_a_partition_without_a_leader_is_waited_for(broker: EmbeddedKafka) -> None:
+    async with reading(broker.address, retry_for=FOR_EVER) as reader:
+        broker.move_leader("t", 0, -1)
+        async with until_told(reader, "no leader"):
+            await receive_for_ever(reader)
+        broker.move_leader("t", 0, 1)
+        await produce(broker.address, "t", [b"1"])
+        assert (await receive(reader))[0] == [1]
+
+
+@pytest.mark.asyncio
 async def test_a_group_goes_on_when_its_coordinator_moves() -> None:
     with EmbeddedKafka(2) as brokers:
         brokers.create_topic("t")
