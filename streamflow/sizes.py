@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 _UNITS: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9} | {
     "KiB": 2**10,
@@ -32,5 +32,11 @@ def read_size(value: object) -> object:
     return int(float(match[1]) * units[match[2].casefold()])
 
 
-SizeField: TypeAlias = Annotated[int, BeforeValidator(read_size), Field(ge=1)]
+_SCHEMA: Final = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE.pattern}]
+}
+
+SizeField: TypeAlias = Annotated[
+    int, BeforeValidator(read_size), Field(ge=1), WithJsonSchema(_SCHEMA)
+]
 """A field that holds bytes, at least one."""

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -109,6 +109,89 @@ def validate(
 
 
 @app.command
+def graph(
+    file: GraphFile,
+    *,
+    overrides: Overrides = (),
+    form: Annotated[
+        Literal["text", "mermaid", "svg"], Parameter(name="--format", help="How to draw it.")
+    ] = "text",
+) -> int:
+    """Draw a graph: its nodes in the order of the stream, and what they receive from.
+
+    Example: streamflow graph graph.yaml --format svg > graph.svg
+    """
+    from streamflow.cli.checking import read_or_explain
+    from streamflow.observe import drawing
+
+    declared = read_or_explain(file, overrides, deep=False, as_json=False)
+    if declared is None:
+        return exit_codes.BAD_CONFIGURATION
+    draw = {"text": drawing.as_text, "mermaid": drawing.as_mermaid, "svg": drawing.as_svg}
+    sys.stdout.write(draw[form](declared))
+    return 0
+
+
+@app.command(name="list")
+def list_(*, as_json: Json = False) -> int:
+    """List every installed type of node and format, with what the ones that cannot run lack.
+
+    Example: streamflow list
+    """
+    from streamflow.cli.catalog import list_types
+
+    return list_types(as_json=as_json)
+
+
+@app.command
+def describe(
+    type_: Annotated[
+        str, Parameter(name="TYPE", help="A name that streamflow list shows; or source.kafka.")
+    ],
+    /,
+    *,
+    as_json: Json = False,
+) -> int:
+    """Describe a type of node or format, or a part of graphs, with all its options.
+
+    Example: streamflow describe standardize
+    """
+    from streamflow.cli.catalog import describe_type
+
+    return describe_type(type_, as_json=as_json)
+
+
+@app.command
+def schema() -> int:
+    """Print the JSON Schema of graph files, for editors that complete and check YAML.
+
+    Example: streamflow schema > streamflow.schema.json
+    """
+    from streamflow.cli.catalog import print_schema
+
+    return print_schema()
+
+
+config = App(name="config", help="What a graph file comes to.")
+app.command(config)
+
+
+@config.command
+def show(file: GraphFile, *, overrides: Overrides = ()) -> int:
+    """Print a graph as it will run: variables and overrides put in, secrets left out.
+
+    Example: streamflow config show graph.yaml --set models.direction.stages=2
+    """
+    from streamflow.cli.checking import read_or_explain
+
+    declared = read_or_explain(file, overrides, deep=False, as_json=False)
+    if declared is None:
+        return exit_codes.BAD_CONFIGURATION
+    sys.stdout.write(declared.to_yaml())
+    return 0
+
+
+@app.command
 def plan(
     file: GraphFile,
     *,
@@ -149,14 +232,9 @@ app.command("streamflow.cli.dead_letters:app", name="dlq", help="Dead letters: l
 
 def main() -> None:
     """Run the command line and exit."""
-    for name, command in registered(COMMANDS).items():
-        if sys.argv[1:2] not in (
-            ["run"],
-            ["validate"],
-            ["plan"],
-            ["dlq"],
-            ["checkpoint"],
-        ):  # do not pay for what is not called
+    called = next(iter(sys.argv[1:]), "--help")
+    if called.startswith("-") or called not in app:  # do not pay for what is not called
+        for name, command in registered(COMMANDS).items():
             app.command(command.load(), name=name)
     try:
         code = app(exit_on_error=False, print_error=True)
