@@ -350,7 +350,8 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     check_no_hooks(module, "")
     before, numbers = _attributes(module), random.getstate()
     try:
-        yield
+        with _draws() as drawn:
+            yield
     finally:
         after = _attributes(module)
         changed = [place for place in after if not _is_same(before.get(place), after[place])]
@@ -363,10 +364,32 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         part, key = changed[0]
         msg = f"a write to attribute {key!r} of {type(part).__name__}, which a trace would do once"
         raise PartitionError(msg)
-    if random.getstate() != numbers:
+    if drawn:
         random.setstate(numbers)
         msg = "Python's random numbers, which a trace would draw once"
         raise PartitionError(msg)
+
+
+@contextlib.contextmanager
+def _draws() -> Iterator[list[str]]:
+    """Give a list that fills with what this thread draws from Python's generator.
+
+    Whether the generator has moved would not tell: other threads draw, too, such as for the time
+    until they try again to connect.
+    """
+    drawn: list[str] = []
+    generator = getattr(random.random, "__self__", None)
+
+    def watch(frame: Any, event: str, called: Any) -> None:
+        if event == "c_call" and getattr(called, "__self__", None) is generator:
+            drawn.append(called.__name__)
+
+    outer = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield drawn
+    finally:
+        sys.setprofile(outer)
 
 
 _Content = tuple[Any, list[Any]]

@@ -1,6 +1,7 @@
 """Cutting networks: code between layers keeps its meaning, or is refused with a cure."""
 
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -367,6 +368,19 @@ def test_a_refused_network_stays_as_it_was() -> None:
             partition(net, ["b"])
         assert net.count == 0
     assert random.getstate() == before
+
+
+def waits_for_a_draw_elsewhere(self: Any, x: Tensor) -> Any:
+    other = threading.Thread(target=random.random)
+    other.start()
+    other.join()
+    return self.b(self.a(x))
+
+
+def test_what_other_threads_draw_is_no_reason_to_refuse() -> None:
+    before = random.getstate()
+    assert len(partition(with_forward(waits_for_a_draw_elsewhere), ["b"]).modules) == 2
+    assert random.getstate() != before
 
 
 def test_what_holds_no_cut_is_not_read() -> None:
