@@ -51,6 +51,8 @@ sources:
     partitions: [0]
     group: {topic_out}
     stop_at_end: true
+    connect_timeout: 300
+    retry_for: 300
 operators:
   scaled: {{type: standardize, inputs: [readings], fields: [a, b]}}
 models:
@@ -72,6 +74,8 @@ sinks:
     bootstrap_servers: "{broker}"
     topic: {topic_out}
     delivery: exactly_once
+    connect_timeout: 300
+    retry_for: 300
   copies: {{type: file, inputs: [sorter], path: copies.jsonl}}
 dead_letter: {{type: file, path: dead.jsonl}}
 """
@@ -114,9 +118,9 @@ async def read(broker: str, topic: str) -> list[tuple[Any, ...]]:
 
 
 async def transaction(broker: str, topic: str) -> str:
-    """Return whether a dead process has left one open."""
+    """Return whether dead processes have left one open."""
     ends = [await end(broker, topic, f"read_{kind}") for kind in ("committed", "uncommitted")]
-    return ", inside a transaction" if ends[0] < ends[1] else ""
+    return ", with a transaction open" if ends[0] < ends[1] else ""
 
 
 def prepare(folder: Path, broker: str, topic_in: str, topic_out: str) -> Job:
