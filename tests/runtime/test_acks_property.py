@@ -23,7 +23,7 @@ from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, split_rejected
 from streamflow.runtime.run import Run, opened_run
 from streamflow.runtime.starting import Checkpointing
-from streamflow.testing import ListSink, ListSource
+from streamflow.testing import Gate, ListSink, ListSource
 
 PLENTY = 60
 FAULTS = ("source", "operator", "sink", "flush", "checkpoint", "abort", "stop")
@@ -141,6 +141,18 @@ class TurnStep(Step):
         self._held = state["held"]
 
 
+class Slow(Gate):
+    """Lets everybody pass, after so many others have had their turn."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self._turns = turns
+
+    async def wait(self) -> None:
+        for _ in range(self._turns):
+            await anyio.lowlevel.checkpoint()
+
+
 @dataclass(frozen=True)
 class Plan:
     """A graph, and what goes wrong in each of its runs but the last."""
@@ -152,6 +164,7 @@ class Plan:
     outs: tuple[tuple[int, ...], ...]
     buffer: int
     has_letters: bool
+    delays: tuple[int, ...]  # of sources, and of writing and flushing
     every: int | None
     faults: tuple[tuple[str, int, int], ...]  # which, where, when
 
@@ -187,6 +200,7 @@ def plans(draw: st.DrawFn) -> Plan:
         outs=tuple(outs),
         buffer=draw(st.integers(1, 20)),
         has_letters=draw(st.booleans()),
+        delays=tuple(draw(st.lists(st.integers(0, 25), min_size=6, max_size=6))),
         every=draw(st.none() | st.integers(1, 12)),
         faults=tuple(draw(st.lists(fault, max_size=3))),
     )
@@ -208,6 +222,7 @@ def graph_of(
             values=tuple(own),
             batch_size=plan.batch_size,
             num_partitions=plan.num_partitions,
+            gate=Slow(plan.delays[index] // 4),
             fail_after=when if is_faulty and when < len(own) else None,
         )
         source.probe.commits = Commits(watch, f"in{index}", own)
@@ -234,10 +249,13 @@ def graph_of(
                 "inputs": tuple(name_of(plan, sender) for sender in inputs),
                 "reject": lambda value, name=f"out{index}": watch.handled(name, value),
                 "fail_after": limit if which == "sink" and is_faulty else None,
+                "gate": Slow(plan.delays[2 + index]),
+                "flush_gate": Slow(plan.delays[-1 - index]),
                 "fails_flush": which == "flush" and is_faulty,
             }
         )
     outs = watch.sinks[: len(plan.outs)]
+    watch.sinks[-1] = watch.sinks[-1].model_copy(update={"gate": Slow(plan.delays[2])})
     settings: dict[str, Any] = {"path": "nowhere", "every": plan.every} if plan.every else {}
     return Graph(
         name="random",
