@@ -11,19 +11,17 @@ from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-unt
 from aiokafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
     IllegalStateError,
-    KafkaError,
 )
 
 from streamflow.errors import ConnectorError
 from streamflow_connectors.kafka_connection import describe
-from streamflow_connectors.kafka_faults import Faults, is_passing
+from streamflow_connectors.kafka_faults import Faults
 from streamflow_connectors.kafka_holdings import Holdings
 
 logger = logging.getLogger("streamflow.kafka")
 
 PATIENCE = 5.0  # seconds that whoever stores positions is kept waiting
 SHORT_PATIENCE = 1.0  # while it is known that brokers are away
-RETRY = 0.1
 
 
 class Commits:
@@ -134,10 +132,6 @@ class Commits:
                 logger.info("%r: lost its partitions before a commit", self._held)
                 self._waiting.clear()
                 self._held.lose()
-            except KafkaError as error:
-                if not is_passing(error):
-                    raise
-                await asyncio.sleep(RETRY)
             else:
                 self._held.commit(positions)
                 for part, position in positions.items():

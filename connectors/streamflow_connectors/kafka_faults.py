@@ -27,7 +27,6 @@ from typing import Any
 import anyio
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
-    KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     NodeNotReadyError,
@@ -179,8 +178,7 @@ class Faults:
 
 def is_passing(error: KafkaError) -> bool:
     """Whether an error that the driver has given up on is worth another try."""
-    is_of_connection = isinstance(error, KafkaTimeoutError | KafkaConnectionError)
-    return error.retriable or is_of_connection or getattr(error, "errno", None) in PASSING
+    return error.retriable or isinstance(error, KafkaTimeoutError)
 
 
 def _raise_unknown(api: str, response: Any) -> None:

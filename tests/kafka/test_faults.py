@@ -85,6 +85,17 @@ async def test_a_reader_tells_what_it_tries_again_until_it_succeeds(broker: Embe
 
 
 @pytest.mark.asyncio
+async def test_each_wait_is_longer_than_the_one_before(broker: EmbeddedKafka) -> None:
+    async with writing(broker.address) as writer:
+        broker.fail_requests(PRODUCE, *[NOT_LEADER] * 5)
+        began = anyio.current_time()
+        await writer.write(batch(1))
+        await writer.flush()
+        # Half of 0.1, 0.2, 0.4, 0.8 and 1.6 s at the least; the driver alone would take 0.5 s.
+        assert anyio.current_time() - began > 1.5
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("node", [reading, writing])
 async def test_a_broker_that_starts_later_is_waited_for(
     broker: EmbeddedKafka, caplog: pytest.LogCaptureFixture, node: Any
@@ -248,7 +259,10 @@ async def test_positions_that_could_not_be_stored_at_the_end_are_told(
 
 
 @pytest.mark.asyncio
-async def test_closing_does_not_wait_for_brokers_that_are_away(broker: EmbeddedKafka) -> None:
+async def test_closing_does_not_wait_for_brokers_that_are_away(
+    broker: EmbeddedKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow_connectors.kafka_connection.CLOSE_SECONDS", FOR_EVER)
     before = asyncio.all_tasks()
     with anyio.fail_after(60):
         async with (
