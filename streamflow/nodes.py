@@ -76,6 +76,11 @@ class Node(Declaration):
     requires: ClassVar[dict[str, str]] = {}
     incidental: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it connects to, each as ``host:port``, so that one can see whether that answers."""
+        return ()
+
     def deep_problems(self, folder: Path) -> Iterator[Problem]:
         """Yield what is only found by importing or building things, located within the node.
 

@@ -72,6 +72,11 @@ class Connection(Declaration):
             raise ValueError(message)
         return protocol
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The brokers to begin with."""
+        return tuple(server.strip() for server in self.bootstrap_servers.split(","))
+
     def client_options(self, context: Context) -> dict[str, Any]:
         """Return aiokafka's options for a client; reads the certificates.
 

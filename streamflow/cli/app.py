@@ -172,6 +172,30 @@ def schema() -> int:
     return print_schema()
 
 
+@app.command
+def doctor(
+    file: Annotated[Path | None, Parameter(help="A graph whose needs to look at, too.")] = None,
+    *,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> int:
+    """Tell what this machine has, what is missing, and what to do about it.
+
+    With a graph also whether the brokers it names answer, and its networks can be built.
+
+    Example: streamflow doctor graph.yaml
+    """
+    from streamflow.cli.checking import read_or_explain
+    from streamflow.cli.doctor import examine
+
+    declared = None
+    if file is not None:
+        declared = read_or_explain(file, overrides, deep=False, as_json=as_json)
+        if declared is None:
+            return exit_codes.BAD_CONFIGURATION
+    return examine(declared, as_json=as_json)
+
+
 config = App(name="config", help="What a graph file comes to.")
 app.command(config)
 
