@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import anyio
 import anyio.lowlevel
@@ -89,6 +89,11 @@ class ListSource(Source):
         stays_open: Whether the end of the list is not the end of the stream.
         gate: What receiving passes.
     """
+
+    # Faults and waits are not what a checkpoint is of.
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {"batch_size", "fail_after", "error", "stays_open", "gate", "probe"}
+    )
 
     type: Literal["list"] = "list"
     values: tuple[Any, ...]
