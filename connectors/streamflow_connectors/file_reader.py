@@ -160,6 +160,9 @@ class _OpenFile:
         self._fault: ConnectorError | None = None
         self._descriptor = self._open()
         self._is_pipe = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        # Standard input may be a file that somebody else has begun to read.
+        self._start_bytes = 0 if self._is_pipe else os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        self._size_bytes = 0
         self._start = 1 if self._is_pipe else start
         if self._is_pipe and context.is_checkpointed:
             logger.warning(
@@ -259,11 +262,21 @@ class _OpenFile:
         if self._gunzip is not None and self._gunzip.has_more:
             return self._gunzip.take()
         data = os.read(self._descriptor, _CHUNK_BYTES)
+        self._size_bytes += len(data)
         self._has_all = not data
+        if self._has_all:
+            self._check_size()
         if self._gunzip is None:
             return data
         self._gunzip.feed(data)
         return self._gunzip.take()
+
+    def _check_size(self) -> None:
+        """Raise ValueError if the end is not that of the file as it was, but amid a record, say."""
+        status = os.fstat(self._descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_size < self._start_bytes + self._size_bytes:
+            message = "that it was cut short while it was read"
+            raise ValueError(message)
 
     def _needs_data(self) -> bool:
         return not self._payloads and not self._has_all and self._fault is None
