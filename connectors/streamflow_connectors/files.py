@@ -54,8 +54,8 @@ class FileSource(FileOptions, Source):
     A run that goes on from a checkpoint leaves out the rows before it. Files that are new are read
     from their beginning, and so is what comes through a pipe.
     A file that is damaged, or cut short while it is read, ends the run with what is wrong and the
-    last row that was read; once it is repaired, the run goes on there. That a byte within packed data
-    is another one may show at the end of their gzip member only.
+    last row that was read; once it is repaired, the run goes on there. That a byte within packed
+    data is another one may show at the end of their gzip member only.
     """
 
     type: Literal["file"] = "file"
