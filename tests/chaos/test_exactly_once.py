@@ -34,7 +34,7 @@ from tests.kafka.server import Server
 pytestmark = pytest.mark.kafka
 
 EVERY = 100
-RECORDS = EVERY * (4 + 2 * SHARE)
+RECORDS = EVERY * (4 + 4 * SHARE)
 STEP = 170 * EVERY  # bytes of output, about
 RESTARTED = 0.2  # of the runs, during which the broker is killed, too, in the long form
 

@@ -17,7 +17,7 @@ from tests.chaos.outcomes import differences, letters, outcome
 from tests.chaos.processes import IS_LONG, PATIENCE, SHARE, Job, chance_of, ended, kill_often
 
 EVERY = 100
-RECORDS = EVERY * (4 + 2 * SHARE)
+RECORDS = EVERY * (4 + 4 * SHARE)
 
 SORTER = """
     network: [{Linear: [3, 8]}, Tanh, {Dropout: 0.1}, {Linear: [8, 2]}]
