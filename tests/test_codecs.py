@@ -6,7 +6,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -167,6 +167,7 @@ values_of_msgpack = st.recursive(
 
 
 @given(values_of_msgpack)
+@settings(deadline=None)
 def test_what_msgpack_writes_it_reads(value: Any) -> None:
     payloads, _ = encoded(MsgpackFormat(), [value])
     assert decoded(MsgpackFormat(), payloads)[1] == {}

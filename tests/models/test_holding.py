@@ -4,7 +4,7 @@ from collections import OrderedDict, deque
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamflow.models.holding import Held, Holding
@@ -23,6 +23,7 @@ def told(held: Held) -> tuple[Any, ...]:
 
 
 @given(STEPS)
+@settings(deadline=None)
 def test_records_come_back_in_order_of_their_key(steps: list[tuple[str, Any]]) -> None:
     holding = Holding()
     expected: OrderedDict[Any, tuple[deque[Any], list[Any]]] = OrderedDict()
