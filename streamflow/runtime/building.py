@@ -8,7 +8,7 @@ from streamflow.checkpoints import Snapshot
 from streamflow.errors import StreamflowError
 from streamflow.graph import Graph
 from streamflow.nodes import Context, Operator, Receiver, Resume, Sink, Source
-from streamflow.runtime.channels import Inbox, RoundRobinInbox
+from streamflow.runtime.channels import Inbox
 from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
 from streamflow.runtime.starting import Checkpointing
@@ -19,6 +19,7 @@ from streamflow.runtime.tasks import (
     SourceTask,
     waiting_at,
 )
+from streamflow.runtime.turns import RoundRobinInbox
 
 DEAD_LETTER = "dead_letter"
 """Name of the dead-letter sink among the nodes of a run."""

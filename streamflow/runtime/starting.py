@@ -13,7 +13,7 @@ from streamflow.checkpoints import Snapshot, Store, difference, folder_of, ident
 from streamflow.errors import GraphError, Problem
 from streamflow.graph import Graph, Start
 from streamflow.plugins import missing_packages
-from streamflow.runtime.tasks import opened_in_thread
+from streamflow.runtime.threads import opened_in_thread
 
 REPLAYED = "dead_letter:replayed"
 """Name, among the marks, of what is noted about replays; no sink has such a name."""

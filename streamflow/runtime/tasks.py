@@ -6,10 +6,9 @@ its inputs end. A task that fails ends the run; it hands nothing on, so nothing 
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -36,42 +35,20 @@ from streamflow.runtime.acks import Ledger, Share
 from streamflow.runtime.channels import Edge, Inbox, Parcel, finish
 from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
+from streamflow.runtime.pace import MAX_RECORDS, Pace
 from streamflow.runtime.stats import NodeStats
+from streamflow.runtime.threads import opened_in_thread
 
 T = TypeVar("T")
 
 COMMIT_INTERVAL = 1.0
-CLOSE_TIMEOUT = 10.0
-MAX_RECORDS = 1024  # a processor or sink takes at once
+COMMIT_TIMEOUT = 10.0
 FLUSH_RECORDS = 16 * 1024  # a sink writes before it flushes under constant load
-CALL_SECONDS = 0.05  # what is done at once should take, so that stopping is quick
 
 
 def waiting_at(node: str) -> str:
     """Name what waits at a node; no node has such a name."""
     return f"{node}:waiting"
-
-
-class Pace:
-    """How many records to handle at once, so that it takes about `CALL_SECONDS`.
-
-    Attributes:
-        records: That many, `MAX_RECORDS` at the most.
-    """
-
-    def __init__(self, records: int) -> None:
-        self.records = records
-
-    @contextmanager
-    def watching(self, count: int) -> Iterator[None]:
-        """Handle ``count`` records in the block, and more the next time if that is quick."""
-        started = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - started
-        if seconds > CALL_SECONDS:
-            self.records = max(1, count // 2)
-        elif seconds < CALL_SECONDS / 2 and count == self.records:
-            self.records = min(MAX_RECORDS, 2 * count)
 
 
 class NodeTask(ABC):
@@ -271,11 +248,11 @@ class SourceTask(NodeTask):
         while self.coordinator is None:  # else what is committed follows the checkpoint
             await anyio.sleep(COMMIT_INTERVAL)
             # A commit under way is not torn, but neither may it keep the run for ever.
-            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
+            with anyio.move_on_after(COMMIT_TIMEOUT, shield=True) as scope:
                 await self._commit(reader, self._ledger.take())
             if scope.cancelled_caught:
                 message = (
-                    f"{self.name}: expected to commit within {CLOSE_TIMEOUT:g} s, found no answer"
+                    f"{self.name}: expected to commit within {COMMIT_TIMEOUT:g} s, found no answer"
                 )
                 raise ConnectorError(message)
 
@@ -411,26 +388,3 @@ def _told_by(end: Reader | Writer | None) -> dict[str, Any]:
     if isinstance(end, Reporting):
         told["report"] = end.report()
     return told
-
-
-@asynccontextmanager
-async def opened_in_thread(
-    manager: AbstractContextManager[T], limiter: CapacityLimiter | None
-) -> AsyncIterator[T]:
-    """Enter and leave ``manager`` in a worker thread; on the event loop without a limiter."""
-    if limiter is None:
-        with manager as value:
-            yield value
-        return
-    value = await to_thread.run_sync(manager.__enter__, limiter=limiter)
-    try:
-        yield value
-    except BaseException as error:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
-            arguments = type(error), error, error.__traceback__
-            await to_thread.run_sync(
-                manager.__exit__, *arguments, limiter=limiter, abandon_on_cancel=True
-            )
-        raise
-    with anyio.CancelScope(shield=True):
-        await to_thread.run_sync(manager.__exit__, None, None, None, limiter=limiter)

@@ -13,9 +13,9 @@ from streamflow.runtime.channels import (
     Edge,
     Inbox,
     Parcel,
-    RoundRobinInbox,
     join,
 )
+from streamflow.runtime.turns import RoundRobinInbox
 
 PARTITION = Partition("source")
 

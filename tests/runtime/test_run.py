@@ -10,7 +10,7 @@ from streamflow.errors import NodeError
 from streamflow.graph import Graph
 from streamflow.nodes import Buffer, Context
 from streamflow.runtime import tasks
-from streamflow.runtime.tasks import MAX_RECORDS
+from streamflow.runtime.pace import CALL_SECONDS, MAX_RECORDS, Pace
 from streamflow.testing import Gate, ListReader, ListSource
 from tests.runtime.graphs import BlockingTimes, Times, graph_of, is_closed, numbers, sink
 
@@ -226,14 +226,14 @@ async def test_what_a_later_run_reads_again_is_let_go_when_a_run_stops(
 def test_as_many_records_are_handled_at_once_as_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    pace = tasks.Pace(8)
+    pace = Pace(8)
     for count, seconds, expected in [
-        (8, tasks.CALL_SECONDS / 4, 16),
-        (9, tasks.CALL_SECONDS / 4, 16),  # there were no more
-        (16, tasks.CALL_SECONDS * 0.9, 16),
-        (16, tasks.CALL_SECONDS * 1.5, 8),
-        (1, tasks.CALL_SECONDS * 9, 1),
-        (0, tasks.CALL_SECONDS * 9, 1),
+        (8, CALL_SECONDS / 4, 16),
+        (9, CALL_SECONDS / 4, 16),  # there were no more
+        (16, CALL_SECONDS * 0.9, 16),
+        (16, CALL_SECONDS * 1.5, 8),
+        (1, CALL_SECONDS * 9, 1),
+        (0, CALL_SECONDS * 9, 1),
     ]:
         with pace.watching(count):
             now += seconds

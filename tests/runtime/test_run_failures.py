@@ -120,7 +120,7 @@ class HangingReader(ListReader):
 
 async def test_a_commit_that_hangs_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "COMMIT_INTERVAL", 0.01)
-    monkeypatch.setattr(tasks, "CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr(tasks, "COMMIT_TIMEOUT", 0.01)
     source = HangingSource(values=(1, 2), stays_open=True)
     with anyio.fail_after(10):
         async with graph_of(source, sink()).open() as run:
