@@ -19,7 +19,7 @@ from streamflow.pipeline import inductor
 from streamflow.pipeline.recording import Recording
 from streamflow.pipeline.unrolling import LIBRARY, Request, spec_of
 
-FORMAT = 1
+FORMAT = 3
 """Counts changes of this package that make older code useless."""
 
 _PROGRAM = "from streamflow.pipeline.unrolling import main; main()"

@@ -25,17 +25,32 @@ def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMo
     Raises:
         Exception: Of any kind, where it looks at values, or at what has no stand-in.
     """
+    from torch._decomp import get_decompositions
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(tensor) for tensor in arguments]
+    # This operation writes running statistics without saying so.
+    table: dict[Any, Callable[..., Any]] = dict(get_decompositions([aten.native_batch_norm]))
     with mode:
-        return make_fx(function)(*fakes)
+        return make_fx(function, decomposition_table=table)(*fakes)
+
+
+def without_writes(graph: GraphModule, arguments: Sequence[Tensor]) -> GraphModule:
+    """Return a graph that gives the same and writes into nothing."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.func import functionalize
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = FakeTensorMode()
+    fakes = [mode.from_tensor(tensor) for tensor in arguments]
+    with mode:
+        return make_fx(functionalize(graph, remove="mutations"))(*fakes)
 
 
 def unroll(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
-    """Record ``function`` without writes into intermediate results, products taken apart."""
+    """Record ``function``, which writes into its arguments only, products taken apart."""
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.func import functionalize
@@ -55,8 +70,12 @@ def unroll(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMo
 
 def build(graph: GraphModule, arguments: Sequence[Tensor], path: Path, num_threads: int) -> None:
     """Compile a graph to a library at ``path``, which ends in ``.so``."""
+    from torch._inductor.codegen.cpp import CppScheduling
     from torch._inductor.compile_fx import compile_fx_aot
 
+    if hasattr(CppScheduling, "_get_outer_loop_fusion_depth"):
+        # Loops that share only their outer part were slower fused, and some could not be made.
+        CppScheduling._get_outer_loop_fusion_depth = _never  # type: ignore[method-assign]
     compile_fx_aot(
         graph,
         list(arguments),
@@ -99,6 +118,10 @@ def find_compiler() -> str | None:
         return str(get_cpp_compiler())
     except InvalidCxxCompiler:
         return None
+
+
+def _never(*_: object) -> int:
+    return 0
 
 
 def _mm(a: Tensor, b: Tensor) -> Any:

@@ -24,6 +24,9 @@ from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.stage import Stage, call
 from streamflow.pipeline.updates import norm_factor, settings_of
 
+# What torch's own recurrent layers know of their parameters beside these.
+_OF_TORCH = ("_flat_weights", "_flat_weight_refs")
+
 Place = Callable[[], Tensor]
 """Returns a tensor as it is now: some are replaced while the network runs eagerly."""
 
@@ -130,7 +133,7 @@ class _Recorder:
             *self.buffers.values(),
         ]
         self.learned: list[str] = []
-        self.written: list[int] = []
+        self.changed: list[int] = []
         self.structure: pytree.TreeSpec | None = None
 
     def _kept(self, name: str) -> list[str]:
@@ -148,10 +151,13 @@ class _Recorder:
         given = [factors, *inputs, *targets, *self.weights]
         graph = self._graph([*held, *given])
         graph, constants = _lift_constants(graph, len(held))
+        arguments = [*held, *constants, *given]
+        graph = inductor.without_writes(graph, arguments)
+        written = self._written(graph)
         assert self.structure is not None
         layout = Layout(
             held=len(held),
-            written=tuple(self.written),
+            written=written,
             parameters=len(self.learned),
             constants=len(constants),
             inputs=len(inputs),
@@ -161,9 +167,9 @@ class _Recorder:
             is_checked=not self.stage.allow_nonfinite,
         )
         return Recording(
-            graph,
+            _plain(graph),
             layout,
-            [*held, *constants, *given],
+            arguments,
             self.places,
             constants,
             self.formula,
@@ -221,12 +227,12 @@ class _Recorder:
                 [factor.to(gradient.dtype) for factor in factors[group]],
                 self.settings[group],
             )
-        return [*self._written(weights, memory, after), *outputs, loss]
+        return [*self._changed(weights, memory, after), *outputs, loss]
 
     def _gradients(
         self, weights: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Any, sample: Sample
     ) -> tuple[list[Tensor], Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return outputs, loss, the gradients that exist, and the buffers that were written."""
+        """Return outputs, loss, the gradients that exist, and the buffers afterwards."""
         leaves = {n: w.detach().requires_grad_(n in self.trainable) for n, w in weights.items()}
         tensors = {**leaves, **buffers}
         with torch.enable_grad():
@@ -242,11 +248,7 @@ class _Recorder:
         if self.clip_norm is not None:
             factor = norm_factor(list(gradients.values()), self.clip_norm)
             gradients = {name: gradient * factor for name, gradient in gradients.items()}
-        after = {
-            name: tensors[name].detach()
-            for name, buffer in buffers.items()
-            if tensors[name] is not buffer or buffer._version
-        }
+        after = {name: tensors[name].detach() for name in buffers}
         return self._flat(outputs), loss.detach(), gradients, after
 
     def _flat(self, outputs: Any) -> list[Tensor]:
@@ -256,27 +258,42 @@ class _Recorder:
             raise Unsupported(msg)
         return [leaf.detach() for leaf in leaves]
 
-    def _written(
+    def _changed(
         self,
         weights: dict[str, Tensor],
         memory: dict[str, dict[str, Tensor]],
         buffers: dict[str, Tensor],
     ) -> Iterator[Tensor]:
-        """Yield new values of what is written, and note where they belong."""
+        """Yield new values of what may be written, and note where they belong."""
         index = {("weight", name): i for i, name in enumerate(self.parameters)}
         index |= {slot: len(index) + i for i, slot in enumerate(self.slots)}
         index |= {("buffer", name): len(index) + i for i, name in enumerate(self.buffers)}
-        self.written = []
+        self.changed = []
         for name in self.learned:
-            self.written.append(index["weight", name])
+            self.changed.append(index["weight", name])
             yield weights[name]
         for slot in self.slots:
             if slot[0] in self.learned:
-                self.written.append(index[slot])
+                self.changed.append(index[slot])
                 yield memory[slot[0]][slot[1]]
         for name, tensor in buffers.items():
-            self.written.append(index["buffer", name])
+            self.changed.append(index["buffer", name])
             yield tensor
+
+    def _written(self, graph: GraphModule) -> tuple[int, ...]:
+        """Leave out of the results what only returns as it came; return what is left."""
+        given = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        (result,) = graph.graph.find_nodes(op="output")
+        values = list(result.args[0])
+        changed, others = values[: len(self.changed)], values[len(self.changed) :]
+        kept = [
+            (index, value)
+            for index, value in zip(self.changed, changed, strict=True)
+            if _source(value) is not given[index]
+        ]
+        result.args = ([*(value for _, value in kept), *others],)
+        graph.graph.eliminate_dead_code()
+        return tuple(index for index, _ in kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,11 +380,11 @@ def _restore(module: nn.Module, before: list[list[tuple[dict[str, Any], dict[str
     for part, places in zip(module.modules(), before, strict=True):
         for now, earlier in places:
             for name in now.keys() | earlier.keys():
-                if now.get(name, now) is not earlier.get(name, earlier):
+                is_same = now.get(name, now) is earlier.get(name, earlier)
+                if not is_same and name not in _OF_TORCH:
                     changed = f"{type(part).__name__}.{name}"
-            if changed:
-                now.clear()
-                now.update(earlier)
+            now.clear()
+            now.update(earlier)
     return changed
 
 
@@ -388,9 +405,22 @@ def _lift_constants(graph: GraphModule, position: int) -> tuple[GraphModule, lis
         node.replace_all_uses_with(lifted)
         graph.graph.erase_node(node)
         constants.append(constant)
-    plain = torch.fx.Graph()  # a recorded one knows its recorder, which does not travel
+    return _plain(graph), constants
+
+
+def _plain(graph: GraphModule) -> GraphModule:
+    """Return a graph that can travel: a recorded one knows its recorder, which cannot."""
+    plain = torch.fx.Graph()
     plain.output(plain.graph_copy(graph.graph, {}))
-    return GraphModule(nn.Module(), plain), constants
+    return GraphModule(nn.Module(), plain)
+
+
+def _source(node: torch.fx.Node) -> torch.fx.Node:
+    """Return what a node only copies."""
+    aten = torch.ops.aten
+    while node.target in (aten.clone.default, aten.alias.default, aten.detach.default):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _writes(node: torch.fx.Node) -> bool:
