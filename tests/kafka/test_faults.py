@@ -288,3 +288,12 @@ async def test_a_fault_is_of_the_partition_it_happens_in_and_ends_with_it() -> N
     faults.clear()
     assert repr(faults) == "<Faults none>"
     assert faults.seconds == 0
+
+
+@pytest.mark.asyncio
+async def test_a_fault_that_nobody_renews_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = Faults()
+    faults.fail(("FindCoordinator",), "no connection", since=anyio.current_time() - 5)
+    monkeypatch.setattr("streamflow_connectors.kafka_faults.PASSED_SECONDS", -1.0)
+    assert faults.retrying() is None
+    assert faults.seconds == 0
