@@ -196,6 +196,7 @@ def check_history(job: Job) -> tuple[Counts, list[set[int]]]:
     """
     stood: list[set[int]] = [{0} for _ in range(PARTITIONS)]
     before: Counts = np.zeros(PARTITIONS * SIZE, np.float32)
+    mark = 0
     for name in job.saved():
         checkpoint = reading.read(job.checkpoints / name)
         seen, learned = counts(checkpoint)
@@ -208,7 +209,9 @@ def check_history(job: Job) -> tuple[Counts, list[set[int]]]:
             stood[part].add(position)
             assert not learned[part * SIZE + position : (part + 1) * SIZE].any(), name
         before = learned
-    lines = job.progress.read_text().splitlines() if job.size() else []
+        mark = checkpoint.manifest.marks["history"]["bytes"]
+    # What lies behind it is cut off by the next run, which may not have lived to do so.
+    lines = job.progress.read_bytes()[:mark].splitlines() if mark else []
     written = Counter(number_of(json.loads(line)) for line in lines)
     assert [written[number] for number in range(len(before))] == before.tolist()
     return before, stood
