@@ -20,7 +20,8 @@ from tests.kafka.nodes import batch, error_of, reading, receive, writing
 
 pytestmark = pytest.mark.kafka
 
-PRODUCE, FETCH, OFFSET_FETCH, JOIN_GROUP, HEARTBEAT = 0, 1, 9, 11, 12
+PRODUCE, FETCH, LIST_OFFSETS, OFFSET_FETCH, JOIN_GROUP, HEARTBEAT = 0, 1, 2, 9, 11, 12
+OFFSET_OUT_OF_RANGE = 1
 NOT_LEADER, COORDINATOR_LOADING, NOT_COORDINATOR = 6, 14, 16
 
 PLENTY = 10_000  # failures, so that none of the requests succeeds
@@ -297,3 +298,20 @@ async def test_a_fault_that_nobody_renews_has_passed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("streamflow_connectors.kafka_faults.PASSED_SECONDS", -1.0)
     assert faults.retrying() is None
     assert faults.seconds == 0
+
+
+@pytest.mark.asyncio
+async def test_what_the_driver_gives_up_on_in_time_is_tried_again(
+    broker: EmbeddedKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamflow_connectors.kafka_connection.REQUEST_SECONDS", (1.0, 1.0))
+    monkeypatch.setattr("streamflow_connectors.kafka_reader.REQUEST_SPARE_MS", 0)
+    options = {"retry_for": FOR_EVER, "rebalance_timeout": 0.1, "if_lost": "earliest"}
+    async with reading(broker.address, **options) as reader:
+        broker.fail_requests(LIST_OFFSETS, *[NOT_LEADER] * PLENTY)
+        broker.fail_requests(FETCH, OFFSET_OUT_OF_RANGE)
+        with anyio.move_on_after(2.0):  # longer than the driver tries
+            await receive_for_ever(reader)
+        broker.clear_failures(LIST_OFFSETS)
+        await produce(broker.address, "t", [b"1"])
+        assert (await receive(reader))[0] == [1]
