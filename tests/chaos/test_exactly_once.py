@@ -150,6 +150,7 @@ def test_a_killed_run_publishes_and_learns_as_an_uninterrupted_one(
         for name, topic in zip(("whole", "broken"), topics, strict=True)
     )
     uninterrupted = whole.start()
+    restarts: list[int] = []
 
     def restart(process: ForkServerProcess) -> None:
         """Kill the broker and start it again, at a random moment of one of several runs."""
@@ -157,6 +158,7 @@ def test_a_killed_run_publishes_and_learns_as_an_uninterrupted_one(
             assert ended(uninterrupted) == 0, whole.log
             server.stop()
             server.start()
+            restarts.append(broken.last_number())
 
     kill_often(
         broken,
@@ -166,6 +168,7 @@ def test_a_killed_run_publishes_and_learns_as_an_uninterrupted_one(
         disturb=restart if IS_LONG else None,
     )
     assert ended(uninterrupted) == 0, whole.log
+    print(f"killed the broker {len(restarts)} times, after checkpoints {restarts}")  # noqa: T201
     broken.run()
     broken.run()  # which adds nothing
     expected, found = (asyncio.run(read(broker, topic)) for topic in topics)
