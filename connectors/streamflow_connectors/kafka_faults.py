@@ -85,9 +85,14 @@ class Fault:
 
 
 class Faults:
-    """Watches the requests of a client."""
+    """Watches the requests of a client.
+
+    Attributes:
+        num_failed: How many have failed.
+    """
 
     def __init__(self) -> None:
+        self.num_failed = 0
         self._faults: dict[Key, Fault] = {}
         self._under_way: Counter[str] = Counter()
 
@@ -141,6 +146,7 @@ class Faults:
             fault = self._faults[key] = Fault(key[0], began, now, reason)
         fault.last, fault.reason = now, reason
         fault.count += 1
+        self.num_failed += 1
 
     def clear(self) -> None:
         """Forget all faults, of partitions that are no longer read, for example."""

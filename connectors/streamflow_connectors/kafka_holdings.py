@@ -28,6 +28,8 @@ class Holdings:
         self._source = source
         self._partitions: dict[TopicPartition, Partition] = {}
         self._committed: dict[TopicPartition, int] = {}
+        self._given_up: dict[TopicPartition, range] = {}  # received here and not committed
+        self._num_shared = 0
         self._is_lost = False
         self._is_closing = False
         self._changed = anyio.Event()  # set, and replaced, when waiting may be over
@@ -48,13 +50,24 @@ class Holdings:
             max(0, position - self._committed[part]) for part, position in self.positions.items()
         )
 
+    @property
+    def num_shared(self) -> int:
+        """How many positions received here another member receives, too, or has received."""
+        return self._num_shared + sum(map(len, self._given_up.values()))
+
     def assign(self, assigned: Iterable[TopicPartition]) -> None:
         """Take partitions, which are settled next."""
         self.assigned = frozenset(assigned)
         self.has_assignment.set()
 
-    def settle(self, starts: Mapping[TopicPartition, int]) -> None:
-        """Take note of where partitions go on."""
+    def settle(
+        self, starts: Mapping[TopicPartition, int], committed: Mapping[TopicPartition, int]
+    ) -> None:
+        """Take note of where partitions go on, and of what others have committed meanwhile."""
+        for part in starts:
+            given_up = self._given_up.pop(part, range(0))
+            taken = min(committed.get(part, 0), given_up.stop) - given_up.start
+            self._num_shared += max(0, taken)
         self.positions.update(starts)
         self._committed.update(starts)
 
@@ -91,6 +104,9 @@ class Holdings:
         """Give all partitions up; a new epoch begins."""
         self.epoch += 1
         self.assigned = None
+        for part, position in self.positions.items():
+            if position > self._committed[part]:
+                self._given_up[part] = range(self._committed[part], position)
         self.positions.clear()
         self._partitions.clear()
         self._committed.clear()

@@ -188,6 +188,13 @@ class KafkaReader:
         """Return what is being tried again, for how long and why; None if all is well."""
         return self._faults.retrying()
 
+    def report(self) -> Mapping[str, int]:
+        """Return how often requests failed, and what another model may learn as well."""
+        return {
+            "requests that failed and were tried again": self._faults.num_failed,
+            "records that another member receives, too": self._held.num_shared,
+        }
+
     def behind(self) -> int | None:
         """Return how many positions lie beyond the next, as of the last answer of the broker."""
         if self._held.assigned is None:
@@ -244,18 +251,21 @@ class KafkaReader:
             return
         epoch = self._held.epoch
         starts = {part: self._reached[part] for part in new & self._reached.keys()}
+        committed: dict[TopicPartition, int] = {}
         if self._source.group is not None:
             for part in new:
-                committed = await self._consumer.committed(part)
-                if committed is not None and not (self._is_rewind and part in starts):
-                    starts[part] = max(committed, starts.get(part, 0))
+                if (position := await self._consumer.committed(part)) is not None:
+                    committed[part] = position
+        for part, position in committed.items():
+            if not (self._is_rewind and part in starts):
+                starts[part] = max(position, starts.get(part, 0))
         unset = list(new - starts.keys())
         starts.update(await self._edges(unset, self._start_edge()))
         if epoch != self._held.epoch:
             return
         for part, position in starts.items():
             self._consumer.seek(part, position)
-        self._held.settle(starts)
+        self._held.settle(starts, committed)
         if self._source.start == "latest" and (self._source.group or self._context.is_checkpointed):
             # Kept even if nothing comes, for the next run or owner would begin at a later end.
             self._untold.update(unset)

@@ -15,7 +15,7 @@ order of the source, which is checked record by record.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -125,6 +125,10 @@ class ExactlyOnceWriter(KafkaWriter):
             self._began = anyio.current_time()
         rejected = await super().write(batch.select(kept))
         return rejected and replace(rejected, indices=[kept[place] for place in rejected.indices])
+
+    def report(self) -> Mapping[str, int]:
+        """Return how often requests failed, and what was not written again."""
+        return {**super().report(), "records left out, as published already": self.left_out}
 
     async def flush(self) -> None:
         """Commit everything written so far, with the positions it comes from.

@@ -165,6 +165,10 @@ class KafkaWriter:
         """Return what is being tried again, for how long and why; None if all is well."""
         return self._faults.retrying()
 
+    def report(self) -> Mapping[str, int]:
+        """Return how often requests failed."""
+        return {"requests that failed and were tried again": self._faults.num_failed}
+
     async def _wait_for_delivery(self) -> None:
         self._check()
         await self._settled.wait()

@@ -211,6 +211,7 @@ async def test_what_is_published_is_left_out_and_counted(
         await writer.write(outputs(topic_in, [2, 3]))
         await writer.flush()
         assert writer.left_out == 3
+        assert writer.report()["records left out, as published already"] == 3
     assert await read(real_broker, topic) == [0, 1, 2, 3]
     await wait_until_committed(real_broker, group, topic_in, 4)
 

@@ -71,6 +71,7 @@ async def test_a_writer_tells_what_it_tries_again_until_it_succeeds(broker: Embe
         broker.clear_failures(PRODUCE)
         await writer.flush()
         assert writer.retrying() is None
+        assert writer.report()["requests that failed and were tried again"] >= 1
 
 
 @pytest.mark.asyncio
