@@ -117,6 +117,9 @@ def log_to(console: Console) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
+    # What drivers log goes nowhere then: nodes say what matters of it, and the rest would stand
+    # in the live line.
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 async def run_in_foreground(
