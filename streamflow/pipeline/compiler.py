@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -92,7 +93,7 @@ class Compiler:
     def close(self) -> None:
         """End what is under way."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # with the compilers that it started
         self.wait()
 
     def _folder(self, size: int) -> Path:

@@ -5,6 +5,7 @@ library, with which nothing fuses; taken apart into multiply and sum they become
 with activations, gradients and updates.
 """
 
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,14 @@ def cache_folder() -> Path:
 
 
 def target() -> str:
-    """Describe what compiled code depends on beside its source."""
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    return f"torch {torch.__version__}, {pick_vec_isa()}"
+    """Describe what compiled code depends on beside its source: it is made for this processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {platform.platform()}, {kind}, {flags}"
 
 
 def find_compiler() -> str | None:

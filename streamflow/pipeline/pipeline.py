@@ -26,7 +26,7 @@ from streamflow.pipeline.partition import partition
 from streamflow.pipeline.plan import Plan
 from streamflow.pipeline.stage import Stage
 from streamflow.pipeline.states import initial_state
-from streamflow.pipeline.switching import make_switch
+from streamflow.pipeline.switching import EAGER_SO_FAR, Switch, why_eager
 from streamflow.pipeline.timeline import Timeline
 from streamflow.pipeline.updates import check_groups
 
@@ -60,10 +60,12 @@ class Pipeline:
             measuring, and ``inline`` where the cuts are named.
         devices: Where stages compute: one device for all, or one per stage. The module's tensors
             move there, and back when the pipeline is closed. None: wherever the module is.
-        compile: True compiles before it learns on: the samples that wait are learned by one call
-            of compiled code, each by its own update as ever, equal to rounding. That needs a C++
-            compiler, one stage on the CPU, and SGD, Adam, AdamW, RMSprop or Adagrad; where it
-            cannot be, learning is eager, and a warning says why. ``"auto"`` and False are eager.
+        compile: ``"auto"`` learns eagerly at once, compiles in a process of its own if learning
+            goes on for seconds, and then learns up to 32 samples that wait in one call of compiled
+            code: each by an update of its own as ever, equal to rounding. True waits for the
+            compiler. That takes a C++ compiler, one stage on the CPU, and SGD, Adam, AdamW,
+            RMSprop or Adagrad; where it cannot be, or is not faster, learning stays eager, and
+            :attr:`learning` and a warning say why. False is eager and bitwise reproducible.
         state: Names of buffers that are recurrent state: what a sample's forward leaves in them
             the next sample of the same key finds there. Gradients reach one sample deep.
         max_keys: Streams whose recurrent state is kept; beyond it the one that was not seen for
@@ -136,6 +138,7 @@ class Pipeline:
         self._loaded: dict[str, Any] | None = None
         self._plan: Plan | None = None
         self._first: FirstSample | None = None
+        self._why_eager = ""
         self._num_samples = self._num_learned = 0
         self._is_closed = False
         self.steps: list[int] = []
@@ -151,7 +154,8 @@ class Pipeline:
     def _settle(self, cuts: Sequence[str], executor: str) -> Flow:
         """Build the stages."""
         assembly = assemble(self._module, cuts, executor, self._options, self._initial)
-        switch = make_switch(assembly, self._options)
+        self._why_eager = why_eager(assembly, self._options)
+        switch = None if self._why_eager else Switch(assembly.stages[0], self._options)
         flow = self._flow = Flow(assembly, clip_norm=self._options.clip_norm, switch=switch)
         self._admission = Admission(
             self._options.loss,
@@ -212,7 +216,9 @@ class Pipeline:
             executor = self._flow.assembly.executor.name
             cuts = self._flow.assembly.cuts
             options = replace(options, stages=cuts, rate=None, executor=executor)
-        return measured_plan(self._module, first, options, self._initial)
+        plan = measured_plan(self._module, first, options, self._initial)
+        has_news = self._flow is not None and self.learning != EAGER_SO_FAR
+        return replace(plan, learning=self.learning) if has_news else plan
 
     def __enter__(self) -> Self:
         self._check_usable()
@@ -239,13 +245,21 @@ class Pipeline:
         return (
             f"<Pipeline {status}: {count} stage{'s' * (count > 1)}, {scheme}, "
             f"{self._flow.assembly.executor.name} on {devices}, "
-            f"{self._num_samples} samples, updates {self.counters['updates']}>"
+            f"{self._num_samples} samples, updates {self.counters['updates']}, {self.learning}>"
         )
 
     @property
     def module(self) -> nn.Module:
         """The caller's own module; its weights are current after a drain."""
         return self._module
+
+    @property
+    def learning(self) -> str:
+        """How samples are learned now: ``compiled, ...`` or ``eager...``, with the reason."""
+        if self._flow is None:
+            return EAGER_SO_FAR
+        switch = self._flow.switch
+        return f"eager: {self._why_eager}" if switch is None else switch.status
 
     @property
     def counters(self) -> dict[str, Any]:

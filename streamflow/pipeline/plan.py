@@ -84,6 +84,7 @@ class Plan:
         call: Seconds that a call of the pipeline takes beside those of its stages.
         limit: What keeps the rate from being higher.
         tried: What was measured to choose, first one stage inline.
+        learning: How samples are learned now; figures are those of eager learning.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -98,6 +99,7 @@ class Plan:
     call: float
     limit: str
     tried: tuple[Tried, ...]
+    learning: str = ""
 
     def __str__(self) -> str:
         return self.table()
@@ -139,6 +141,8 @@ class Plan:
             f"latency {seconds(self.latency)} unloaded, {seconds(self.loaded_latency)} while "
             f"samples wait; a call adds {seconds(self.call)}"
         )
+        if self.learning:
+            yield f"figures of eager learning; now it is {self.learning}"[:WIDTH]
         tried = (f"{t.num_stages} {t.executor} {t.rate:,.0f}" for t in self.tried)
         yield f"measured, samples/s by stages: {', '.join(tried)}"
 

@@ -33,6 +33,9 @@ Chunk = tuple[Any, list[int]]
 Eager = Callable[[int, int], Chunk]
 """Learns samples of a batch from one to another."""
 
+EAGER_SO_FAR = "eager so far"
+"""While nothing is compiled, and nothing speaks against it."""
+
 SIZES = (1, 8, 32)
 """Samples of a call. Larger ones take longer to compile, and save what a call costs."""
 
@@ -44,6 +47,8 @@ _MOST_KINDS = 4
 _TRIALS = 3
 _MOST_UNDONE = 4.0
 _FORGETTING = 0.9
+# Parameters of a network whose loops are shared by threads.
+_LARGE = 2_000_000
 
 
 @dataclass(slots=True)
@@ -119,6 +124,17 @@ class Switch:
             if kind is None or self.reason or kind.wanted(self._longest):
                 kind = self._kind(batch, tensors)
         return (parts[0] if len(parts) == 1 else trees.stack_samples(parts)), steps
+
+    @property
+    def status(self) -> str:
+        """Say how samples are learned now."""
+        if self.reason:
+            return f"eager: {self.reason}"
+        sizes = [size for kind in self._kinds.values() for size in kind.seconds]
+        if sizes:
+            return f"compiled, up to {max(sizes)} sample{'s' * (max(sizes) > 1)} a call"
+        is_busy = any(kind.compiler.is_busy for kind in self._kinds.values())
+        return "eager while it compiles" if is_busy else EAGER_SO_FAR
 
     def close(self) -> None:
         """End what is under way."""
@@ -214,6 +230,13 @@ class Switch:
             return None
         key = _key(batch, tensors)
         kind = self._kinds.get(key)
+        try:
+            return self._current(batch, key, kind)
+        except Exception as error:  # whatever keeps code from being made keeps nobody from learning
+            self._refuse(f"{type(error).__name__}: {error}")
+            return None
+
+    def _current(self, batch: Batch, key: Any, kind: _Kind | None) -> _Kind | None:
         if kind is not None and not kind.attributes.are_the_same():
             kind.compiler.close()
             del self._kinds[key]
@@ -254,7 +277,7 @@ class Switch:
             self._refuse(str(error))
             return None
         compiled = CompiledStage(self._stage, recording)
-        return _Kind(compiled, Compiler(recording, torch.get_num_threads()), attributes)
+        return _Kind(compiled, Compiler(recording, _num_threads(self._stage)), attributes)
 
     def _settled(self, kind: _Kind) -> _Kind:
         """Load code that has become ready, and have more made where it is wanted."""
@@ -287,17 +310,28 @@ class Switch:
         return missing
 
     def _refuse(self, why: str) -> None:
-        self.reason = why
-        logger.warning("%s learns eagerly: %s", self._stage.name, why)
+        if self.reason:
+            return
+        self.reason = why.strip().splitlines()[0]
+        logger.warning("%s learns eagerly: %s", self._stage.name, self.reason)
 
 
-def make_switch(assembly: Assembly, options: Options) -> Switch | None:
-    """Return what leads samples to compiled code, where there can be any."""
-    stages = assembly.stages
-    is_alone = len(stages) == 1 and assembly.executor.name == "inline"
-    if options.compile is not True or options.loss is None or not is_alone:
-        return None
-    return Switch(stages[0], options)
+def why_eager(assembly: Assembly, options: Options) -> str:
+    """Say why nothing will be compiled, or return nothing."""
+    if options.compile is False:
+        return "compile is False"
+    if options.loss is None:
+        return "nothing is learned"
+    if len(assembly.stages) > 1 or assembly.executor.name != "inline":
+        return "only a single stage in the caller's thread is compiled"
+    device = assembly.stages[0].lane.device
+    return f"its device is {device}" if device.type != "cpu" else ""
+
+
+def _num_threads(stage: Stage) -> int:
+    """Return how many threads loops may use: sharing small ones costs more than it saves."""
+    size = sum(parameter.numel() for parameter in stage.parameters.values())
+    return torch.get_num_threads() if size >= _LARGE else 1
 
 
 def _run(batch: Batch, first: int) -> int:

@@ -323,7 +323,8 @@ def test_process_reads_in_one_line() -> None:
     with learner(chain(["linear"] * 4, 0)) as pipe:
         process(pipe, inputs, targets, [True] * 5, [], [])
         assert repr(pipe) == (
-            "<Pipeline open: 2 stages, 1f1b, own, inline on cpu, 5 samples, updates [5, 5]>"
+            "<Pipeline open: 2 stages, 1f1b, own, inline on cpu, 5 samples, updates [5, 5], "
+            "eager: only a single stage in the caller's thread is compiled>"
         )
 
 

@@ -52,6 +52,10 @@ def test_the_table_tells_all_there_is_in_100_columns() -> None:
         "latency 300 µs unloaded, 1.2 ms while samples wait; a call adds 50 µs",
         "measured, samples/s by stages: 1 inline 900, 2 threads 1,000",
     ]
+    told = replace(PLAN, learning="eager: no C++ compiler; apt install g++").table().splitlines()
+    assert told[3] == (
+        "figures of eager learning; now it is eager: no C++ compiler; apt install g++"
+    )
     cells = [line.split() for line in lines[6:]]
     assert cells[0][:8] == ["0", "cpu,", "lag", "1,", "8", "KiB", "200", "µs"]
     assert cells[0][-1] == "70%"
