@@ -123,8 +123,10 @@ class Model(Operator):
     devices: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="Device of the network (cpu, cuda:0), or a list with one for each stage."
     )
-    compile: Literal["auto", False] = Field(
-        "auto", description="Whether stages are compiled: as the version allows, or never."
+    compile: Literal["auto", True, False] = Field(
+        "auto",
+        description="Whether learning is compiled: auto, in the background while it goes on "
+        "eagerly; true, before it goes on; or never, for bitwise equal runs.",
     )
     clip_norm: float | None = Field(None, gt=0, description="Norm to which gradients are clipped.")
     clip_over: Literal["stage", "network"] = Field(
