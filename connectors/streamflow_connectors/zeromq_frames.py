@@ -10,9 +10,8 @@ number are nil where records are not numbered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
@@ -27,8 +26,7 @@ _PLAIN: Final = frozenset({type(None), str, bytes, int, float, bool})
 _MOST_ID_BYTES: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A record as its frames say.
 
     Attributes:
@@ -47,23 +45,28 @@ class Message:
     cause: str | None = None
 
 
-def pack_header(
-    sender: bytes | None, number: int, key: Any, timestamp_ms: int | None, headers: Headers
-) -> bytes:
-    """Return the header frame of a record.
+def header_packer() -> Callable[[bytes | None, int, Any, int | None, Headers], bytes]:
+    """Return what makes the header frame of a record, of sender, number, key, time and headers.
 
-    Raises:
-        ValueError: msgpack does not hold the key, time or headers.
+    It raises ValueError where msgpack does not hold them.
     """
-    if type(key) not in _PLAIN:
-        key = str(key)
-    numbered = None if sender is None else number
-    try:
-        packed: bytes = msgpack.packb((VERSION, sender, numbered, key, timestamp_ms, headers))
-    except (ValueError, OverflowError) as error:
-        message = f"expected a key, time and headers that msgpack holds, found {error}"
-        raise ValueError(message) from error
-    return packed
+    packer = msgpack.Packer()
+
+    def pack(
+        sender: bytes | None, number: int, key: Any, timestamp_ms: int | None, headers: Headers
+    ) -> bytes:
+        if type(key) not in _PLAIN:
+            key = str(key)
+        numbered = None if sender is None else number
+        try:
+            packed: bytes = packer.pack((VERSION, sender, numbered, key, timestamp_ms, headers))
+        except (ValueError, OverflowError) as error:
+            packer.reset()
+            message = f"expected a key, time and headers that msgpack holds, found {error}"
+            raise ValueError(message) from error
+        return packed
+
+    return pack
 
 
 def read_message(frames: Sequence[bytes], *, has_topic: bool) -> Message:

@@ -14,11 +14,14 @@ import zmq
 from streamflow.nodes import Context
 from streamflow.records import Batch, Rejected, split_rejected
 from streamflow_connectors.zeromq import ZeroMqSink
-from streamflow_connectors.zeromq_frames import pack_header
+from streamflow_connectors.zeromq_frames import header_packer
 from streamflow_connectors.zeromq_sockets import BURST, opened_socket, wait_for
 
 ID_BYTES: Final = 8
 LONG: Final = 1.0  # seconds of waiting that are worth telling
+
+_LAST: Final = int(zmq.NOBLOCK)  # plain numbers, since joining flags takes as long as sending
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 @asynccontextmanager
@@ -43,6 +46,7 @@ class ZeroMqWriter:
         self._topic = [sink.topic.encode()] if sink.socket == "pub" else []
         self._id = os.urandom(ID_BYTES) if sink.numbered else None
         self._number = 0
+        self._pack = header_packer()
         self._waiting_since: float | None = None
 
     def __repr__(self) -> str:
@@ -101,15 +105,15 @@ class ZeroMqWriter:
             message = f"expected at most {self._sink.max_bytes} bytes, found {len(payload)}"
             message += "; see max_bytes"
             raise ValueError(message)
-        header = pack_header(self._id, self._number, key, timestamp_ms, headers or ())
+        header = self._pack(self._id, self._number, key, timestamp_ms, headers or ())
         return [*self._topic, header, payload]
 
     def _send(self, frames: Sequence[bytes]) -> bool:
         """Send a message whole, if there is room."""
         try:
             for frame in frames[:-1]:
-                self._socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE)
-            self._socket.send(frames[-1], zmq.NOBLOCK)
+                self._socket.send(frame, _MORE)
+            self._socket.send(frames[-1], _LAST)
         except zmq.Again:  # ZeroMQ takes back the frames before
             return False
         return True
