@@ -61,7 +61,6 @@ def header_packer() -> Callable[[bytes | None, int, Any, int | None, Headers], b
         try:
             packed: bytes = packer.pack((VERSION, sender, numbered, key, timestamp_ms, headers))
         except (ValueError, OverflowError) as error:
-            packer.reset()
             message = f"expected a key, time and headers that msgpack holds, found {error}"
             raise ValueError(message) from error
         return packed

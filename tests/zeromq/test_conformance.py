@@ -83,7 +83,7 @@ async def test_a_sink_conforms(folder: Path) -> None:
 
 async def test_a_sink_without_receivers_waits(folder: Path) -> None:
     for options in ({"bind": (f"ipc://{folder}/a",)}, {"connect": (f"ipc://{folder}/b",)}):
-        declared = {"socket": "push", "linger": 0.0, **options}
+        declared = {"socket": "push", "linger": 0.0, "high_water_mark": 10**6, **options}
         await check_stalled_sink(lambda given=declared: ZeroMqSink(**given), VALUES)  # type: ignore[misc]
 
 

@@ -8,6 +8,7 @@ import anyio.lowlevel
 import pytest
 import zmq
 
+from streamflow_connectors import zeromq_reader
 from streamflow_connectors.zeromq_sockets import BURST
 from tests.zeromq.peers import FEED, header, peer, reading, receive, receive_records, receive_values
 
@@ -208,11 +209,51 @@ async def test_others_have_a_turn_between_bounded_batches(folder: Path) -> None:
     assert values == list(range(5000))
 
 
-async def test_large_messages_make_small_batches(folder: Path) -> None:
-    with peer(zmq.PUSH, {zmq.SNDHWM: 0}) as sender:
+async def test_large_messages_make_small_batches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeromq_reader, "MOST_BYTES", 5)
+    with peer(zmq.PUSH) as sender:
         sender.connect(f"ipc://{folder}/feed")
-        for _ in range(100):
-            sender.send(b"x" * 2**18)
         async with reading(folder, bind=(FEED,), format="raw") as reader:
-            fetches = await receive(reader, 100)
-    assert max(fetch.num_records for fetch in fetches) <= 4
+            for _ in range(500):
+                sender.send(b"1234")
+            fetches = await receive(reader, 500)
+    assert max(fetch.num_records for fetch in fetches) <= 2
+
+
+async def test_a_receive_that_is_cancelled_takes_nothing(folder: Path) -> None:
+    with peer(zmq.PUSH) as sender:
+        sender.connect(f"ipc://{folder}/feed")
+        async with reading(folder, bind=(FEED,)) as reader:
+            sender.send(b"1")
+            while not reader._socket.poll(0):
+                await anyio.lowlevel.checkpoint()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await reader.receive()
+            assert scope.cancelled_caught
+            assert await receive_values(reader, 1) == [1]
+
+
+async def test_what_comes_as_the_silence_ends_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with peer(zmq.PUSH) as sender:
+        sender.connect(f"ipc://{folder}/feed")
+
+        async def notice_nothing(socket: zmq.Socket[bytes], event: int) -> None:
+            while not socket.poll(0):
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(zeromq_reader, "wait_for", notice_nothing)
+        async with reading(folder, bind=(FEED,), end_after=0.01) as reader:
+            sender.send(b"1")
+            assert await receive_values(reader, 1) == [1]
+
+
+@pytest.mark.parametrize("socket", ["pull", "sub"])
+async def test_no_more_waits_than_the_high_water_mark(folder: Path, socket: str) -> None:
+    async with reading(folder, socket=socket, bind=(FEED,), high_water_mark=7) as reader:
+        assert reader._socket.get(zmq.RCVHWM) == 7
