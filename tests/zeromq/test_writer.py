@@ -195,3 +195,8 @@ async def test_closing_waits_no_longer_than_linger(
             await writer.write(make_batch(LARGE))
     [told] = caplog.records
     assert told.getMessage().startswith("out: peers did not take all records within 0.05 s")
+
+
+async def test_no_more_waits_than_the_high_water_mark(folder: Path) -> None:
+    async with writing(folder, bind=(FEED,), high_water_mark=7) as writer:
+        assert writer._socket.get(zmq.SNDHWM) == 7
