@@ -13,10 +13,12 @@ from torch import Tensor
 from streamflow.pipeline.inductor import Routine
 from streamflow.pipeline.recording import Buffer, Recording, Unsupported, baked
 from streamflow.pipeline.stage import Stage
-from streamflow.pipeline.unrolling import spec_of
+from streamflow.pipeline.unrolling import num_backup, spec_of
 from streamflow.pipeline.updates import settings_of
 
-_MEASURED = 5
+# Calls that are measured, fewer where they take long: the stream waits.
+_MEASURED = 10
+_MEASURED_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -84,7 +86,8 @@ class CompiledStage:
     def learn(self, size: int, samples: Sequence[Tensor]) -> list[Tensor] | None:
         """Learn from ``size`` samples and return the tensors of their outputs.
 
-        Returns None, and leaves everything as it was, where something was not finite.
+        A single sample that is not finite is skipped, as in eager learning. Returns None, and
+        leaves everything as it was, where one of several is not.
         """
         bound, updates = self._bound, self._stage.updates
         assert bound is not None
@@ -92,9 +95,12 @@ class CompiledStage:
         factors = self._factors(size, bound.steps, schedule)
         outputs = self._call(size, bound.held, bound.backup, factors, samples)
         if self.recording.layout.is_checked and not math.isfinite(outputs.pop()):
+            schedule.undo()
+            if size == 1:
+                updates.skipped += 1
+                return outputs
             for index, tensor in zip(self.recording.layout.written, bound.backup, strict=True):
                 bound.held[index].copy_(tensor)
-            schedule.undo()
             return None
         if bound.counters:
             torch._foreach_add_(bound.counters, size)
@@ -134,6 +140,8 @@ class CompiledStage:
             outputs = self._call(size, held, backup, factors, samples)
             if times is not None:
                 times.append(time.perf_counter() - start)
+                if sum(times) > _MEASURED_SECONDS:
+                    break
         return held, outputs
 
     def written(self) -> list[Tensor]:
@@ -149,8 +157,9 @@ class CompiledStage:
         factors: Tensor,
         samples: Sequence[Tensor],
     ) -> list[Tensor]:
+        kept = backup[: num_backup(self.recording.layout, size)]
         constants = self.recording.constants
-        return self.routines[size]([*held, *backup, *constants, factors, *samples])
+        return self.routines[size]([*held, *kept, *constants, factors, *samples])
 
     def _factors(self, size: int, steps: Sequence[int], schedule: "_Schedule") -> Tensor:
         """Return the factors (samples, groups, factors) of the next updates."""

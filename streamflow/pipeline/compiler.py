@@ -20,7 +20,7 @@ from streamflow.pipeline import inductor
 from streamflow.pipeline.recording import Recording
 from streamflow.pipeline.unrolling import LIBRARY, Request, spec_of
 
-FORMAT = 3
+FORMAT = 4
 """Counts changes of this package that make older code useless."""
 
 _PROGRAM = "from streamflow.pipeline.unrolling import main; main()"

@@ -7,6 +7,7 @@ with activations, gradients and updates.
 
 import platform
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def without_writes(graph: GraphModule, arguments: Sequence[Tensor]) -> GraphModu
 
 def unroll(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
     """Record ``function``, which writes into its arguments only, products taken apart."""
+    import_module("torch._inductor.lowering")  # some decompositions take it for granted
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.func import functionalize

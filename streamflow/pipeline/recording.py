@@ -3,7 +3,8 @@
 The graph takes tensors and returns tensors in this order:
 
     takes     held, constants, factors, inputs, targets, weight
-    returns   the new values of what is written among the held, outputs, loss
+    returns   the new values of what is written among the held, outputs, loss, and a number that
+              is finite where all gradients are
 
 Held are parameters, what the optimizer keeps of them, and buffers; constants are the tensors that
 network and loss have beside these. Factors (groups, factors) are those of the optimizer's formula.
@@ -43,6 +44,7 @@ class Layout:
         held: Count of held tensors.
         written: Which of them are written, parameters first.
         parameters: How many of the written are parameters.
+        learned: How many of the written are parameters or what the optimizer keeps of them.
         constants: Count of constants.
         inputs: Count of tensors of an input.
         targets: Likewise of a target.
@@ -54,6 +56,7 @@ class Layout:
     held: int
     written: tuple[int, ...]
     parameters: int
+    learned: int
     constants: int
     inputs: int
     targets: int
@@ -159,6 +162,7 @@ class _Recorder:
             held=len(held),
             written=written,
             parameters=len(self.learned),
+            learned=sum(index < len(self.parameters) + len(self.slots) for index in written),
             constants=len(constants),
             inputs=len(inputs),
             targets=len(targets),
@@ -214,6 +218,9 @@ class _Recorder:
         target = trees.map_tensors(lambda _: next(given), self.target)
         sample = Sample(0, True, target, next(given, None))
         outputs, loss, gradients, after = self._gradients(weights, buffers, inputs, sample)
+        # Every difference is zero where the gradient is finite, and no number elsewhere.
+        check = sum((g - g).sum(dtype=torch.float32) for g in gradients.values())
+        gradients = self._clipped(gradients)
         self.learned = list(gradients)
         for name, gradient in gradients.items():
             if set(memory[name]) != set(self.formula.state(self.settings[self.group_of[name]])):
@@ -227,7 +234,7 @@ class _Recorder:
                 [factor.to(gradient.dtype) for factor in factors[group]],
                 self.settings[group],
             )
-        return [*self._changed(weights, memory, after), *outputs, loss]
+        return [*self._changed(weights, memory, after), *outputs, loss, torch.as_tensor(check)]
 
     def _gradients(
         self, weights: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Any, sample: Sample
@@ -245,11 +252,14 @@ class _Recorder:
             found = torch.autograd.grad([loss], wanted, allow_unused=True)
         pairs = zip(self.trainable, found, strict=True)
         gradients = {name: gradient for name, gradient in pairs if gradient is not None}
-        if self.clip_norm is not None:
-            factor = norm_factor(list(gradients.values()), self.clip_norm)
-            gradients = {name: gradient * factor for name, gradient in gradients.items()}
         after = {name: tensors[name].detach() for name in buffers}
         return self._flat(outputs), loss.detach(), gradients, after
+
+    def _clipped(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.clip_norm is None:
+            return gradients
+        factor = norm_factor(list(gradients.values()), self.clip_norm)
+        return {name: gradient * factor for name, gradient in gradients.items()}
 
     def _flat(self, outputs: Any) -> list[Tensor]:
         leaves, self.structure = trees.flatten(outputs)

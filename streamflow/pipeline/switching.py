@@ -85,6 +85,18 @@ class _Kind:
             size for size in SIZES if size not in known and size <= longest and self._can_save(size)
         ]
 
+    def take(self, size: int, seconds: float) -> None:
+        """Use a size, and none that is slower than a smaller one."""
+        del self.untried[size]
+        self.seconds[size] = seconds
+        best = float("inf")
+        for known in sorted(self.seconds):
+            if self.seconds[known] < best:
+                best = self.seconds[known]
+            else:
+                del self.seconds[known]
+                self.rejected.add(known)
+
     def _can_save(self, size: int) -> bool:
         """Say whether calls of so many samples save much beside those that are in use."""
         below = [seconds for other, seconds in self.seconds.items() if other < size]
@@ -150,7 +162,9 @@ class Switch:
         if kind is None or not size:
             at_once = 1 if run and self._options.compile is True else _EAGER_SAMPLES
             return self._eagerly(first, min(first + at_once, len(batch)), eager)
-        samples = [tensor[first : first + size].contiguous() for tensor in tensors]
+        is_whole = size == len(batch)
+        rows = tensors if is_whole else [tensor[first : first + size] for tensor in tensors]
+        samples = [tensor.contiguous() for tensor in rows]
         if self._stage.states:
             self._stage.states.enter(batch.keys[first])
             kind.is_prepared = False
@@ -181,7 +195,8 @@ class Switch:
                 raise Unsupported(msg)
             return None
         kind.undone *= _FORGETTING
-        tree = pytree.tree_unflatten(outputs, kind.compiled.recording.structure)
+        structure = kind.compiled.recording.structure
+        tree = outputs[0] if structure.is_leaf() else pytree.tree_unflatten(outputs, structure)
         return tree, list(range(made, made + size))
 
     def _try(
@@ -201,10 +216,8 @@ class Switch:
             if kind.untried[size] == _TRIALS:
                 self._reject(kind, size, "compiled code gives other results")
             return chunk
-        smaller = [other for known, other in kind.seconds.items() if known < size]
-        if self._options.compile is True or seconds < min(smaller, default=eager_seconds):
-            del kind.untried[size]
-            kind.seconds[size] = seconds
+        if self._options.compile is True or seconds < eager_seconds:
+            kind.take(size, seconds)
         else:
             self._reject(kind, size, "compiled code is not faster")
         return chunk

@@ -2,8 +2,8 @@
 
 Theory of operation. A call of K samples is K copies of the recorded graph, each of which takes what
 the one before it returned. The caller's tensors are written in place at the end. Where samples must
-be finite to be learned, their old values are kept, so that a call that met something else can be
-undone and done again sample by sample:
+be finite to be learned, a call of one sample keeps weights as they were if it was not. A longer
+call keeps the old values of all, so that it can be undone and done again sample by sample:
 
     takes     held, backup of what is written, constants, factors (samples, groups, factors),
               inputs, targets and weights (samples, ...)
@@ -69,7 +69,7 @@ def in_a_row(graph: GraphModule, layout: Layout, count: int) -> Callable[..., li
     def learn(*tensors: Tensor) -> list[Tensor]:
         given = iter(tensors)
         held = _take(given, layout.held)
-        backup = _take(given, len(layout.written) if layout.is_checked else 0)
+        backup = _take(given, num_backup(layout, count))
         constants = _take(given, layout.constants)
         factors = next(given)
         samples = _take(given, layout.inputs + layout.targets)
@@ -85,19 +85,29 @@ def in_a_row(graph: GraphModule, layout: Layout, count: int) -> Callable[..., li
             )
             for index, tensor in zip(layout.written, found, strict=False):
                 now[index] = tensor
-            outputs.append(found[len(layout.written) : -1])
-            losses.append(found[-1])
-        sums = [loss.sum() for loss in losses]
-        sums += [now[index].sum() for index in layout.written[: layout.parameters]]
-        if layout.is_checked:
-            for index, tensor in zip(layout.written, backup, strict=True):
-                tensor.copy_(held[index])
+            outputs.append(found[len(layout.written) : -2])
+            losses.append(found[-2].sum())
+        if count == 1:
+            sums = [*losses, found[-1]]
+        else:
+            sums = [*losses, *(now[index].sum() for index in layout.written[: layout.parameters])]
+        total = sum(sums[1:], sums[0])
+        if layout.is_checked and count == 1:
+            for index in layout.written[: layout.learned]:
+                now[index] = torch.where(total.isfinite(), now[index], held[index])
+        for index, tensor in zip(layout.written, backup, strict=False):
+            tensor.copy_(held[index])
         for index in layout.written:
             held[index].copy_(now[index])
         joined = [torch.cat(column).clone() for column in zip(*outputs, strict=True)]
-        return [*joined, sum(sums[1:], sums[0])] if layout.is_checked else joined
+        return [*joined, total] if layout.is_checked else joined
 
     return learn
+
+
+def num_backup(layout: Layout, count: int) -> int:
+    """Return how many old values a call of ``count`` samples keeps."""
+    return len(layout.written) if layout.is_checked and count > 1 else 0
 
 
 def _take(tensors: Iterator[Tensor], count: int) -> list[Tensor]:
@@ -107,7 +117,7 @@ def _take(tensors: Iterator[Tensor], count: int) -> list[Tensor]:
 def specs_in_a_row(layout: Layout, specs: Sequence[Spec], count: int) -> list[Spec]:
     """Describe the tensors that :func:`in_a_row` takes."""
     kept = layout.held + layout.constants
-    written = [specs[index] for index in layout.written] if layout.is_checked else []
+    written = [specs[index] for index in layout.written[: num_backup(layout, count)]]
     factors, *samples = specs[kept:]
     return [
         *specs[: layout.held],

@@ -14,6 +14,7 @@ from streamflow.pipeline import Pipeline, trees
 from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.assembly import assemble
 from streamflow.pipeline.compiled import CompiledStage
+from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.recording import Unsupported, record
 from streamflow.pipeline.states import initial_state
@@ -187,6 +188,31 @@ def test_a_tensor_of_the_loss_may_change_later() -> None:
         pipe.process(inputs[1:4], targets[1:4])
     for own, wanted in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(own, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adam])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), 1e200])
+def test_a_single_sample_that_is_not_finite_is_skipped(optimizer: Any, bad: float) -> None:
+    net = chain(["linear", "scale", "linear"], 0)
+    plain = copy.deepcopy(net)
+    options = {"optimizer": optimizer, "scheduler": partial(ExponentialLR, gamma=0.5)}
+    inputs, targets = stream(4, seed=0)
+    targets[2, 1] = bad
+    mine, eager = Unrolled(net, **options), Unrolled(plain, **options)
+    outputs = [mine.eager(inputs[:1], targets[:1])]
+    mine.record(inputs[:1], targets[:1])
+    outputs += [mine.learn(inputs[n : n + 1], targets[n : n + 1]) for n in (1, 2, 3)]
+    wanted = []
+    for n in range(4):
+        sample = Sample(n, True, targets[n : n + 1])
+        output, held = eager.stage.forward(sample, (inputs[n : n + 1],))
+        wanted.append(output)
+        if eager.stage.backward(held, []) is not None:
+            eager.stage.update()
+    assert_close((outputs, net.state_dict()), (wanted, plain.state_dict()))
+    assert mine.stage.updates.skipped == eager.stage.updates.skipped == 1
+    assert mine.stage.updates.made == eager.stage.updates.made == 3
+    assert mine.stage.updates.scheduler.last_epoch == 3  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("optimizer", [sgd, adam])
