@@ -126,5 +126,5 @@ def coordinate(tasks: Sequence[NodeTask], graph: Graph, checkpoints: Checkpointi
         is_in_step="round_robin" in merges,
     )
     for task in tasks:
-        task.coordinator = coordinator
+        task.join(coordinator)
     return coordinator

@@ -18,7 +18,7 @@ closed and empty.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -57,6 +57,23 @@ class Parcel:
     def finish(self) -> None:
         """Say that this batch and all its descendants are finished."""
         finish(self.shares)
+
+
+async def send_all(edges: Sequence[Edge], parcels: Sequence[Parcel]) -> None:
+    """Send each edge its parcel; one that is full holds up none of the others."""
+    waiting = []
+    for edge, parcel in zip(edges, parcels, strict=True):
+        if edge.has_room_for(parcel.batch):
+            await edge.send(parcel)
+        else:
+            waiting.append((edge, parcel))
+    if len(waiting) == 1:
+        [(edge, parcel)] = waiting
+        await edge.send(parcel)
+    elif waiting:
+        async with anyio.create_task_group() as senders:
+            for edge, parcel in waiting:
+                senders.start_soon(edge.send, parcel)
 
 
 def finish(shares: Iterable[Share]) -> None:
@@ -104,6 +121,7 @@ class Edge:
         self._most_records = 1 if overflow == "latest" else buffer.records
         self._most_bytes = buffer.bytes
         self._room = anyio.Event()
+        self._is_waiting = False  # a sender, for room
         self._num_sent = 0
         self._num_taken = 0
         self._num_dropped = 0
@@ -112,11 +130,20 @@ class Edge:
         return f"<Edge {self.sender} -> {self._inbox.name}: {self.records} records wait>"
 
     @property
+    def is_blocked(self) -> bool:
+        """Whether its sender waits for room, and there is none."""
+        return self._is_waiting and not self._room.is_set()
+
+    @property
     def stats(self) -> EdgeStats:
         """What went through so far."""
         return EdgeStats(
             self._overflow, self._num_sent, self._num_taken, self._num_dropped, self.records
         )
+
+    def has_room_for(self, batch: Batch) -> bool:
+        """Return whether a sender of ``batch`` need not wait."""
+        return self._overflow != "block" or self._room_for(batch) >= len(batch)
 
     async def send(self, parcel: Parcel) -> None:
         """Put a parcel in, or what the policy leaves of it.
@@ -154,6 +181,10 @@ class Edge:
             parcel.finish()
             self.parcels[index] = number, Parcel(parcel.batch)
 
+    def wake(self) -> None:
+        """Let the sender look for room again."""
+        self._room.set()
+
     def restore(self, batch: Batch) -> None:
         """Let a batch wait that has waited before, and counts as finished."""
         self._put(Parcel(batch))
@@ -166,13 +197,22 @@ class Edge:
     async def _wait_and_put(self, parcel: Parcel) -> None:
         """Put a parcel in at once, in several pieces if it is larger than the whole buffer."""
         while (fitting := self._room_for(parcel.batch)) < len(parcel.batch):
+            if self._inbox.has_no_bounds:
+                break
             if self.records:
-                self._room = anyio.Event()
-                await self._room.wait()
+                await self._wait_for_room()
             else:
                 piece, parcel = parcel.cut(fitting)
                 self._put(piece)
         self._put(parcel)
+
+    async def _wait_for_room(self) -> None:
+        self._room, self._is_waiting = anyio.Event(), True
+        self._inbox.on_rest()
+        try:
+            await self._room.wait()
+        finally:
+            self._is_waiting = False
 
     def _put_all_or_fail(self, parcel: Parcel) -> None:
         arriving, receiver = len(parcel.batch), self._inbox.name
@@ -248,12 +288,18 @@ class Edge:
 
 
 class Inbox:
-    """What a node receives: its edges, merged in the order of arrival."""
+    """What a node receives: its edges, merged in the order of arrival.
+
+    Attributes:
+        on_rest: Called whenever its receiver waits for records, or a sender for room.
+    """
 
     def __init__(self, name: str = "") -> None:
         self.name = name
+        self.on_rest: Callable[[], None] = _do_nothing
         self._edges: list[Edge] = []
         self._arrived = anyio.Event()
+        self._is_waiting = False  # the receiver, for records
         self._numbers = count()
         self.is_holding = False
         """Whether what must wait for others counts as finished: a checkpoint will keep it."""
@@ -287,6 +333,16 @@ class Inbox:
         """Whether `receive` would return records without waiting."""
         return any(edge.records for edge in self._edges)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether its receiver waits for records, and there are none."""
+        return self._is_waiting and not self._arrived.is_set()
+
+    @property
+    def has_no_bounds(self) -> bool:
+        """Whether senders need not wait for room now."""
+        return False
+
     async def receive(self, max_records: int) -> Parcel | None:
         """Wait for records and return those at hand, ``max_records`` at the most.
 
@@ -299,9 +355,16 @@ class Inbox:
                 self._hold()
             if is_over and (self.is_suspended or not self.records):
                 return None
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
+            await self._wait()
         return parcel
+
+    async def _wait(self) -> None:
+        self._arrived, self._is_waiting = anyio.Event(), True
+        self.on_rest()
+        try:
+            await self._arrived.wait()
+        finally:
+            self._is_waiting = False
 
     def hold(self, is_holding: bool) -> None:
         """Let what must wait for others count as finished, or no more."""
@@ -338,3 +401,7 @@ class Inbox:
 
     def _wake(self) -> None:
         self._arrived.set()
+
+
+def _do_nothing() -> None:
+    """Stand for what nobody wants to know."""

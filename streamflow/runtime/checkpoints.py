@@ -10,8 +10,9 @@ With all gates closed and nothing in flight the state of every processor is copi
 is asked for its mark. Then the gates open, the snapshot is written meanwhile, and when it is safe
 the positions of the sources are committed. Gates close where a source has let a multiple of
 ``every`` records through since the stream's start, so that the points are part of the result;
-the other sources wait wherever they are, but where records are merged in turn until they too have
-reached their multiple, or have ended.
+the other sources wait wherever they are. Where records are merged in turn, they go on until they
+too have reached their multiple, have ended, or wait at a full edge for records of those that have:
+what is merged by then is the same in every run.
 
 Before the first record of all the first snapshot is written, so that what sinks write until the
 next one can be cut off again. A run that is stopped takes its last snapshot without ending the
@@ -46,6 +47,11 @@ PATIENCE = 2.0
 class Part(Protocol):
     """A node's task, as far as checkpoints know it."""
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it can do nothing: it waits for another node or a checkpoint, or has ended."""
+        ...
+
     async def settled(self) -> None:
         """Wait until everything that the node let into the graph is finished."""
         ...
@@ -74,6 +80,11 @@ class Gate:
         every: Records between checkpoints; None where something else says when.
         count: Records let through before this run.
         positions: Where each partition goes on.
+
+    Attributes:
+        is_ended: Whether the stream has ended.
+        is_closed: Whether nothing may pass.
+        is_reached: Whether a record waits for a checkpoint that is due.
     """
 
     def __init__(
@@ -82,6 +93,8 @@ class Gate:
         self.count = count
         self.positions = dict(positions or {})
         self.is_ended = False
+        self.is_closed = False
+        self.is_reached = False
         self._every = every
         self._passing = anyio.Lock()
         self._met = count  # the multiple at which it has waited
@@ -111,10 +124,19 @@ class Gate:
 
     @asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
-        """Let nothing through."""
+        """Let nothing through, not even the end of the stream."""
+        async with self._passing:
+            self.is_closed = True
+            yield
+            self.is_closed = False
+            self._met = self.count
+
+    @asynccontextmanager
+    async def ending(self) -> AsyncIterator[None]:
+        """Let the end of the stream through, as soon as no checkpoint is being taken."""
         async with self._passing:
             yield
-            self._met = self.count
+            self.is_ended = True
 
 
 def cut_fetch(fetch: Fetch, count: int) -> tuple[Fetch, Fetch]:
@@ -217,6 +239,10 @@ class Coordinator:
         for part in self._parts:
             part.suspend()
 
+    def moved(self) -> None:
+        """Say that a node may have come to rest."""
+        self._moved.set()
+
     async def begun(self) -> None:
         """Wait until records may come."""
         await self._begun.wait()
@@ -225,13 +251,10 @@ class Coordinator:
         """Wait until the checkpoint that a gate is due for has been taken."""
         while gate.is_due:
             opened = self._opened
+            gate.is_reached = True
             self._moved.set()
             await opened.wait()
-
-    def ended(self, gate: Gate) -> None:
-        """Say that a source will let no more through."""
-        gate.is_ended = True
-        self._moved.set()
+        gate.is_reached = False
 
     async def finish(self) -> None:
         """Say that a node has done its last work; wait until the last checkpoint is taken."""
@@ -250,25 +273,33 @@ class Coordinator:
         """Wait until a gate or a node has moved, or the time has come."""
         left = None if self._seconds is None else self._last + self._seconds - anyio.current_time()
         with anyio.move_on_after(left):
-            await self._moved.wait()
+            await self._something_moved()
+
+    async def _something_moved(self) -> None:
+        await self._moved.wait()
         self._moved = anyio.Event()
 
     def _is_due(self) -> bool:
         if self._seconds is not None:
             return anyio.current_time() >= self._last + self._seconds
-        due = [gate.is_due for gate in self._gates if not gate.is_ended]
-        return bool(due) and (all(due) if self._is_in_step else any(due))
+        is_due = any(gate.is_due for gate in self._gates if not gate.is_ended)
+        return is_due and (not self._is_in_step or self._is_at_rest())
+
+    def _is_at_rest(self) -> bool:
+        return all(part.is_at_rest for part in self._parts)
 
     async def _stop_and_collect(self) -> tuple[Snapshot, list[Callable[[], Awaitable[None]]]]:
         """Stop the streams while nothing is in flight, and copy all state."""
         await self._idle.acquire()
         async with AsyncExitStack() as closed:
+            for part in self._parts:
+                part.hold(True)  # frees sources that wait at a full edge
             for gate in self._gates:
                 await closed.enter_async_context(gate.closed())
             for part in self._parts:
-                part.hold(True)
-            for part in self._parts:
                 await part.settled()
+            while not self._is_at_rest():
+                await self._something_moved()
             began = anyio.current_time()
             collected = await self._collect()
             for part in self._parts:
@@ -277,6 +308,7 @@ class Coordinator:
         self.paused += self._last - began
         opened, self._opened = self._opened, anyio.Event()
         opened.set()
+        self._moved.set()  # what has moved meanwhile is yet to be looked at
         return collected
 
     async def _collect(self) -> tuple[Snapshot, list[Callable[[], Awaitable[None]]]]:

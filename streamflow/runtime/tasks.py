@@ -32,7 +32,7 @@ from streamflow.nodes import (
 )
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.acks import Ledger, Share
-from streamflow.runtime.channels import Edge, Inbox, Parcel, finish
+from streamflow.runtime.channels import Edge, Inbox, Parcel, finish, send_all
 from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
 from streamflow.runtime.pace import MAX_RECORDS, Pace
@@ -62,6 +62,7 @@ class NodeTask(ABC):
         self.received = 0
         self.sent = 0
         self.coordinator: Coordinator | None = None
+        self._is_finished = False
         self._inboxes: tuple[Inbox, ...] = ()
         self._context = context
         self._dead_letters = dead_letters
@@ -80,6 +81,18 @@ class NodeTask(ABC):
 
     @abstractmethod
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None: ...
+
+    def join(self, coordinator: Coordinator) -> None:
+        """Take part in checkpoints."""
+        self.coordinator = coordinator
+        for inbox in self._inboxes:
+            inbox.on_rest = coordinator.moved
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it can do nothing: it waits for another node or a checkpoint, or has ended."""
+        is_waiting = any(inbox.is_at_rest for inbox in self._inboxes)
+        return is_waiting or self._is_finished or any(edge.is_blocked for edge in self.outputs)
 
     async def settled(self) -> None:
         """Wait until everything that the node let into the graph is finished."""
@@ -110,6 +123,7 @@ class NodeTask(ABC):
 
     async def _finish(self) -> None:
         """Wait, once this node's last work is done, for the last checkpoint."""
+        self._is_finished = True
         if self.coordinator is not None:
             await self.coordinator.finish()
 
@@ -136,8 +150,7 @@ class NodeTask(ABC):
         if batch:
             self.sent += len(batch)
             parcels = Parcel(batch, tuple(shares)).split([batch] * len(self.outputs))
-            for edge, parcel in zip(self.outputs, parcels, strict=True):
-                await edge.send(parcel)
+            await send_all(self.outputs, parcels)
         else:
             finish(shares)
 
@@ -166,6 +179,7 @@ class SourceTask(NodeTask):
         # quick, and what is left of a fetch when the run stops is read by a later one.
         self._pace = Pace(MAX_RECORDS)
         self._ledger = Ledger()
+        self._uncommitted: dict[Partition, int] = {}
         self._skipped = 0
         self._is_stopping = False
         self._receiving = anyio.CancelScope()
@@ -188,9 +202,12 @@ class SourceTask(NodeTask):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._commit_regularly, reader)
                 await self._receive_all(reader)
-                self._dead_letters.close()
-                for edge in self.outputs:
-                    edge.close()
+                async with self.gate.ending():
+                    self._dead_letters.close()
+                    for edge in self.outputs:
+                        edge.close()
+                if self.coordinator is not None:
+                    self.coordinator.moved()
                 await self._ledger.settled()
                 tasks.cancel_scope.cancel()
             await self._finish()
@@ -206,14 +223,18 @@ class SourceTask(NodeTask):
                         await self._pass_on(fetch)
                 if self.coordinator is not None:
                     await self.coordinator.reached(self.gate)
-        if self.coordinator is not None:
-            self.coordinator.ended(self.gate)
 
     async def _pass_on(self, fetch: Fetch) -> None:
         share = self._ledger.track(fetch.ends)
         self.received += fetch.num_records
         self._skipped += fetch.skipped
         await self._emit(fetch.num_records, fetch.batch, fetch.rejected, [share])
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it lets nothing in, whatever it receives."""
+        gate = self.gate
+        return gate.is_closed or gate.is_reached or gate.is_ended or super().is_at_rest
 
     async def settled(self) -> None:
         """Wait until everything received is finished."""
@@ -225,11 +246,16 @@ class SourceTask(NodeTask):
 
     def take_commit(self) -> Callable[[], Awaitable[None]]:
         """Take the positions up to which everything is finished."""
-        positions = self._ledger.take()
+        # Those of a checkpoint that could not be written are committed with the next one.
+        self._uncommitted |= self._ledger.take()
+        positions = dict(self._uncommitted)
 
         async def commit() -> None:
             if self.reader is not None:
                 await self._commit(self.reader, positions)
+            for partition, position in positions.items():
+                if self._uncommitted.get(partition) == position:
+                    del self._uncommitted[partition]
 
         return commit
 

@@ -40,6 +40,21 @@ class RoundRobinInbox(Inbox):
         """Whether `receive` would return records without waiting."""
         return bool(self._edges[self._whose_turn()].records)
 
+    @property
+    def has_no_bounds(self) -> bool:
+        """Whether senders need not wait for room now.
+
+        While a checkpoint is taken they would wait for records of another sender, which do not
+        come. What is under way is little, as the sources let nothing in.
+        """
+        return self.is_holding
+
+    def hold(self, is_holding: bool) -> None:
+        """Let what must wait for others count as finished, or no more."""
+        super().hold(is_holding)
+        for edge in self._edges:
+            edge.wake()
+
     def _whose_turn(self) -> int:
         """Return whose records come next; the first edge's if all have ended, in any order."""
         number = len(self._edges)

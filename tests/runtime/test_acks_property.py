@@ -23,9 +23,10 @@ from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, split_rejected
 from streamflow.runtime.run import Run, opened_run
 from streamflow.runtime.starting import Checkpointing
+from streamflow.runtime.waiting import load_batch
 from streamflow.testing import Gate, ListSink, ListSource
 
-PLENTY = 60
+PLENTY = 20
 FAULTS = ("source", "operator", "sink", "flush", "checkpoint", "abort", "stop")
 
 
@@ -37,6 +38,7 @@ class Watch:
     wrongs: list[str] = field(default_factory=list)
     sinks: list[ListSink] = field(default_factory=list)
     safe: Mapping[str, Mapping[Any, int]] | None = None
+    held: set[int] = field(default_factory=set)
     num_handled: int = 0
     ends_at: int | None = None
     ending: str = ""
@@ -44,7 +46,7 @@ class Watch:
     tasks: Any = None
 
     def handled(self, node: str, number: int) -> None:
-        if number in self.covered:
+        if number in self.covered - self.held:
             self.wrongs.append(f"{node} handles {number}, which is committed")
         self.num_handled += 1
         if self.num_handled == self.ends_at and self.run is not None:
@@ -52,6 +54,16 @@ class Watch:
                 self.run.abort()
             else:
                 self.tasks.start_soon(stop, self.run)
+
+    def is_safe(self, snapshot: Snapshot) -> None:
+        """Take note of what may be committed, and of what waits at merges until later."""
+        self.safe = snapshot.positions
+        for name, state in snapshot.states.items():
+            if name.endswith(":waiting"):
+                for batches in state["waiting"].values():
+                    self.held |= {
+                        number for batch in batches for number in load_batch(batch).rows()
+                    }
 
     def committed(self, name: str, numbers: list[int], positions: dict[Partition, int]) -> None:
         for partition, position in positions.items():
@@ -63,7 +75,7 @@ class Watch:
                 self.wrongs.append(f"{name} commits {position}, which no checkpoint holds")
         for sink in self.sinks:
             waiting = sink.probe.records[sink.probe.num_delivered :]
-            late = {number_of(record.value) for record in waiting} & self.covered
+            late = {number_of(record.value) for record in waiting} & (self.covered - self.held)
             if late:
                 self.wrongs.append(f"{late} are committed before they are flushed")
 
@@ -173,7 +185,7 @@ class Plan:
 def plans(draw: st.DrawFn) -> Plan:
     num_sources = draw(st.integers(1, 2))
     nodes = num_sources
-    operators = []
+    operators: list[tuple[str, tuple[int, ...], str, str]] = []
     unread = set(range(nodes))
     origins = [{source} for source in range(nodes)]
     for _ in range(draw(st.integers(1, 4))):
@@ -183,6 +195,10 @@ def plans(draw: st.DrawFn) -> Plan:
         origins.append(set().union(*(origins[sender] for sender in inputs)))
         if len(origins[-1]) < sum(len(origins[sender]) for sender in inputs):
             merge = "arrival"  # inputs of one source cannot be taken in turn
+        if len(inputs) > 1 and any(
+            len(others) > 1 for _, others, way, _ in operators if way == merge
+        ):
+            merge = "arrival"  # two merges of unequal streams in turn may wait for each other
         policies = st.sampled_from(["block"] * 6 + ["drop_oldest", "drop_newest", "latest"])
         overflow = "block" if merge == "round_robin" else draw(policies)
         operators.append((does, tuple(sorted(inputs)), merge, overflow))
@@ -288,11 +304,11 @@ async def run_once(
             message = "expected room, found a full disk"
             raise CheckpointError(message)
         taken.append(snapshot)
-        watch.safe = snapshot.positions
+        watch.is_safe(snapshot)
 
     checkpoints = None
     if plan.every:
-        watch.safe = taken[-1].positions
+        watch.is_safe(taken[-1])
         checkpoints = Checkpointing(taken[-1], False, write)
     with anyio.fail_after(PLENTY):
         async with anyio.create_task_group() as tasks:
@@ -336,6 +352,13 @@ def test_nothing_is_committed_before_it_is_finished_and_all_is_in_the_end(plan: 
         done |= watch.covered
         if not plan.every:  # what is not committed comes again
             rest = [[number for number in own if number not in done] for own in rest]
+    if plan.every:  # what was not committed before a crash the newest checkpoint knows of
+        positions = taken[-1].positions
+        for index, own in enumerate(all_numbers):
+            for place, position in positions[f"in{index}"].items():
+                first = next((number for _, number in place), 0)
+                assert isinstance(first, int)
+                done |= set(own[first :: 2 if place else 1][:position])
     assert done == {number for own in all_numbers for number in own}
     policies = {overflow for _, _, _, overflow in plan.operators}
     if policies == {"block"} and "hold" not in {does for does, _, _, _ in plan.operators}:

@@ -12,7 +12,7 @@ from pydantic import Field
 from streamflow.checkpoints import Snapshot
 from streamflow.errors import CheckpointError, ConnectorError, NodeError
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Fetch, Operator, Processed, Processor, Resume
+from streamflow.nodes import Buffer, Context, Fetch, Operator, Processed, Processor, Resume
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.checkpoints import cut_fetch
@@ -230,6 +230,22 @@ async def test_a_checkpoint_that_fails_is_counted_and_the_run_goes_on() -> None:
     assert max(source.probe.commits[-1].values()) == 20
 
 
+async def test_positions_of_a_checkpoint_that_fails_are_committed_with_the_next_one() -> None:
+    graph = summing(4, every=4)
+    source = graph.sources["in"]
+    assert isinstance(source, ListSource)
+    failures = [CheckpointError("expected room, found a full disk")]
+
+    def write(snapshot: Snapshot) -> None:
+        if failures:
+            raise failures.pop()
+
+    with anyio.fail_after(20):
+        async with opened_run(graph, Checkpointing(None, False, write)) as run:
+            await run.wait()
+    assert [list(commit.values()) for commit in source.probe.commits] == [[4]]
+
+
 async def test_a_commit_that_fails_ends_the_run() -> None:
     class Refusing(ListSource):
         pass
@@ -300,6 +316,119 @@ def in_turn(out: ListSink, *, error_at: int | None = None) -> Graph:
         },
         sinks={"out": out},
     )
+
+
+class Tenth(Operator):
+    """Keeps every tenth number."""
+
+    type: Literal["tenth"] = "tenth"
+
+    @contextmanager
+    def open(self, context: Context) -> Iterator[Processor]:
+        yield TenthStep()
+
+
+class TenthStep(Step):
+    def process(self, batch: Batch) -> Processed:
+        kept = [index for index, value in enumerate(batch.rows()) if value % 10 == 0]
+        return Processed(batch.select(kept) if kept else None)
+
+
+def unequal(batch_size: int, every: int | str) -> Graph:
+    """Merge two streams in turn of which one gives ten times as much as there is room for."""
+    values = tuple(range(300))
+    return Graph(
+        name="unequal",
+        checkpoint={"path": "nowhere", "every": every},
+        sources={
+            "a": ListSource(values=values, batch_size=batch_size),
+            "b": ListSource(values=values, batch_size=batch_size),
+        },
+        operators={
+            "tenth": Tenth(inputs=("a",)),
+            "sums": Sums(
+                inputs=("tenth", "b"), merge="round_robin", buffer=Buffer(records=batch_size)
+            ),
+        },
+        sinks={"out": ListSink(inputs=("sums",))},
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 300])
+async def test_streams_of_unequal_rates_stop_at_the_same_records_in_every_run(
+    batch_size: int,
+) -> None:
+    graph = unequal(batch_size, 20)
+    snapshots = await run_to_end(graph)
+    assert len(probe(graph).values) == 330
+    # At each multiple of 20 in a two more of its numbers are merged, with as many of b.
+    merged = [n for pair in zip(range(0, 300, 10), range(30), strict=True) for n in pair]
+    in_step = [s for s in snapshots if s.records["a"] < 300]
+    assert [s.records["a"] for s in in_step] == list(range(20, 300, 20))
+    for snapshot in in_step:
+        count = 2 * snapshot.records["a"] // 10
+        # b's next number is taken at once; the one of a that follows it is yet to come.
+        assert snapshot.states["sums"]["total"] == sum(merged[:count])
+    for start in snapshots[:: max(1, len(snapshots) // 5)]:
+        again = unequal(batch_size, 20)
+        await run_to_end(again, start)
+        before = start.marks["out"]["records"]
+        assert probe(graph).values[before:] == probe(again).values
+
+
+@pytest.mark.parametrize("every", ["0.001s", "0.01s"])
+async def test_timed_checkpoints_wait_for_no_stream_that_is_held_up(every: str) -> None:
+    graph = unequal(7, every)
+    await run_to_end(graph)
+    assert len(probe(graph).values) == 330
+
+
+class Totals(Operator):
+    """Sends nothing before the end, and then the sum."""
+
+    type: Literal["totals"] = "totals"
+
+    @contextmanager
+    def open(self, context: Context) -> Iterator[Processor]:
+        yield TotalsStep()
+
+
+class TotalsStep(SumsStep):
+    def __init__(self) -> None:
+        super().__init__(Sums(inputs=("in",)))
+
+    def process(self, batch: Batch) -> Processed:
+        super().process(batch)
+        return Processed()
+
+    def end(self) -> Processed:
+        total, self._total = self._total, 0
+        return Processed(Batch([total], [Partition("totals")], [0]) if total else None)
+
+
+async def test_what_a_stream_gives_at_its_end_is_waited_for() -> None:
+    gate = Gate(is_open=False)
+    out = ListSink(inputs=("totals",), gate=gate)
+    graph = Graph(
+        name="ends",
+        checkpoint={"path": "nowhere", "every": 4},
+        sources={
+            "short": ListSource(values=(1, 2, 3)),
+            "long": ListSource(values=tuple(range(9)), batch_size=1),
+        },
+        operators={"totals": Totals(inputs=("short",))},
+        sinks={"out": out, "rest": ListSink(inputs=("long",))},
+    )
+    taken: list[Snapshot] = []
+    with anyio.fail_after(20):
+        async with opened_run(graph, Checkpointing(None, False, taken.append)) as run:
+            await anyio.wait_all_tasks_blocked()
+            assert taken == []
+            gate.open()
+            await run.wait()
+    for snapshot in taken:
+        assert (snapshot.states["totals"]["total"], snapshot.marks["out"]["records"]) == (0, 1)
+    assert out.probe.values == [6]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -61,6 +61,17 @@ async def test_streams_merge_in_turn() -> None:
     assert out.probe.values == ["x", 0, "y", 1, 2, 3, 4, 5, 6]
 
 
+async def test_two_merges_of_the_same_streams_do_not_wait_for_each_other() -> None:
+    one, other = (sink("a", "b", merge="round_robin", buffer=Buffer(records=1)) for _ in range(2))
+    graph = Graph(
+        name="twice",
+        sources={"a": numbers(3, batch_size=7), "b": numbers(6, batch_size=7)},
+        sinks={"one": one, "other": other},
+    )
+    await run_to_end(graph)
+    assert one.probe.values == other.probe.values == [0, 0, 1, 1, 2, 2, 3, 4, 5]
+
+
 async def test_what_is_written_is_delivered_while_another_input_is_awaited() -> None:
     a, b = numbers(10), numbers(1, stays_open=True)
     out = sink("a", "b", merge="round_robin")
