@@ -15,7 +15,7 @@ import anyio
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
 
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow.records import Batch, Partition
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 

@@ -16,7 +16,7 @@ import anyio
 import orjson
 import zmq
 
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow.records import Batch, Partition
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
 from streamflow_connectors.zeromq_frames import header_packer

@@ -16,11 +16,12 @@ from pydantic import (
     model_validator,
 )
 
+from streamflow.contracts import Fetch
 from streamflow.delimited import read_column, read_rows, write_cell, write_rows
 from streamflow.encodings import dump_json, dump_msgpack, load_json, load_msgpack
 from streamflow.errors import GraphError, suggestion
 from streamflow.framing import CsvSplitter, LineSplitter, MsgpackSplitter, Splitter
-from streamflow.nodes import Declaration, Fetch
+from streamflow.nodes import Declaration
 from streamflow.plugins import FORMATS, load, registered
 from streamflow.records import (
     Batch,

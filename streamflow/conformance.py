@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import anyio
 
-from streamflow.nodes import Context, Fetch, Reader, Resume, Sink, Source, Writer
+from streamflow.contracts import Context, Fetch, Reader, Resume, Writer
+from streamflow.nodes import Sink, Source
 from streamflow.records import Batch, Partition, Record, to_columns
 
 LONGEST_WAIT: Final = 30.0

@@ -11,8 +11,9 @@ import anyio
 import anyio.lowlevel
 from pydantic import Field
 
+from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Fetch, Sink, Source
+from streamflow.nodes import Sink, Source
 from streamflow.records import Batch, Partition, Record, Rejected, split_rejected, to_columns
 
 

@@ -1,29 +1,21 @@
-"""What a node is: its declaration, which is data, and the contract of the thing it opens.
+"""What a node is as data: its declaration.
 
 A declaration (`Source`, `Operator`, `Sink`) is what stands in the YAML: a frozen pydantic model
 that validates its options and does nothing else. Opening it gives a `Reader`, a `Processor` or a
-`Writer`, which the runtime drives:
-
-    Reader.receive -> Processor.process -> ... -> Writer.write, Writer.flush
-          ^                                                |
-          +------------- Reader.commit <---- ack ----------+
-
-Nobody but the runtime handles acks: a record is finished when the runtime has seen it written and
-flushed, rejected to the dead letters, or left out by an operator.
+`Writer`; see `streamflow.contracts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from streamflow.contracts import Context, Processor, Reader, Writer
 from streamflow.errors import GraphError, Problem, suggestion
-from streamflow.records import Batch, Partition, Place, Rejected
 from streamflow.sizes import SizeField
 from streamflow.validation import problems_of
 
@@ -274,172 +266,3 @@ class Sink(Receiver):
     def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
         """Connect, and give a writer until the context is left."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Where a node goes on, as a checkpoint says.
-
-    Attributes:
-        positions: Of a source: for each partition, by `Partition.place`, the position at which
-            reading goes on. A partition that is not there is read from its beginning.
-        mark: Of a sink: what `Writer.mark` returned.
-        is_rewind: Whether the checkpoint wins over positions that were committed after it.
-        state: Of an operator or model: what `Processor.state` returned, which the runtime gives
-            to `Processor.restore`.
-    """
-
-    positions: Mapping[Place, int] = field(default_factory=dict)
-    mark: Mapping[str, Any] | None = None
-    is_rewind: bool = False
-    state: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a node is told when it is opened.
-
-    Attributes:
-        name: The node's name in the graph.
-        folder: Where relative paths start: the folder of the YAML file, else the current one.
-        is_checkpointed: Whether the graph takes checkpoints, so that `Writer.mark` will be called.
-        resume: Where to go on; None at a first start, or without checkpoints.
-        sources: Declarations of the graph's sources, for sinks that store their positions.
-    """
-
-    name: str
-    folder: Path = field(default_factory=Path)
-    is_checkpointed: bool = False
-    resume: Resume | None = None
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """What one `Reader.receive` brought.
-
-    Attributes:
-        batch: The records, decoded; may be empty.
-        ends: For each partition that was read, the position at which reading goes on: what will be
-            committed when all these records are finished.
-        rejected: The records that could not be decoded.
-        skipped: How many records were left out on purpose (tombstones).
-    """
-
-    batch: Batch
-    ends: Mapping[Partition, int]
-    rejected: Rejected | None = None
-    skipped: int = 0
-
-    @property
-    def num_records(self) -> int:
-        """Count of the records, those that could not be decoded included."""
-        return len(self.batch) + (len(self.rejected.batch) if self.rejected else 0)
-
-
-class Reader(Protocol):
-    """An open source. Only one task calls it at a time, except for `commit` and `behind`."""
-
-    async def receive(self) -> Fetch:
-        """Wait for records and return all that are at hand, in order within each partition.
-
-        Cancelling it loses nothing that a later run would not read again.
-
-        Raises:
-            anyio.EndOfStream: There will be no more.
-        """
-        ...
-
-    async def commit(self, positions: Mapping[Partition, int]) -> None:
-        """Store positions up to which everything is finished; those not owned any more are skipped.
-
-        Called while `receive` waits. Sources without a place to store them do nothing.
-        """
-        ...
-
-    def behind(self) -> int | None:
-        """Return how many records wait beyond the last one received; ``None`` if unknown."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Processed:
-    """What a processor made of a batch: output records, and those it could not use."""
-
-    batch: Batch | None = None
-    rejected: Rejected | None = None
-
-
-class Processor(Protocol):
-    """An open operator or model. Calls come one at a time, in the order of the stream."""
-
-    def process(self, batch: Batch) -> Processed:
-        """Return what becomes of ``batch``, which is never empty; a record may be left out."""
-        ...
-
-    def end(self) -> Processed:
-        """Return what is still to come once the inputs have ended; called once."""
-        ...
-
-    def report(self) -> Mapping[str, Any]:
-        """Return figures worth showing, as plain data; may be called from another thread."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Return copies of all that a later run needs to go on as if it had never stopped.
-
-        A tree of dict (with text as keys), list, tuple, str, int, float, bool, None, bytes,
-        `torch.Tensor` and `numpy.ndarray`; empty where nothing is kept from record to record.
-        Called between two calls of `process`. What is in flight within the processor is finished
-        first, so that asking is part of the result: another processor that restores the state gives
-        to the last bit what this one gives from here on.
-        """
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned in an earlier run; called before the first record.
-
-        The mapping and what it holds stay the caller's own.
-        """
-        ...
-
-
-class Writer(Protocol):
-    """An open sink."""
-
-    async def write(self, batch: Batch) -> Rejected | None:
-        """Take a batch, waiting while there is no room; return records that cannot be encoded."""
-        ...
-
-    async def flush(self) -> None:
-        """Wait until everything written so far is delivered, as safely as the system promises.
-
-        Raises:
-            ConnectorError: Something was not delivered.
-        """
-        ...
-
-    async def mark(self) -> Mapping[str, Any]:
-        """Return what a later run needs to cut the output back to what is flushed by now.
-
-        Plain data; empty where the sink cannot. Called after `flush`, while nothing is written.
-        """
-        ...
-
-
-@runtime_checkable
-class Retrying(Protocol):
-    """A reader or writer that tries again what fails, and says so."""
-
-    def retrying(self) -> str | None:
-        """Return what is tried again, since when and why, as text; ``None`` if all is well."""
-        ...
-
-
-@runtime_checkable
-class Reporting(Protocol):
-    """A reader or writer that has figures of its own."""
-
-    def report(self) -> Mapping[str, int | float]:
-        """Return figures worth showing, by what they count."""
-        ...

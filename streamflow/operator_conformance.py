@@ -14,8 +14,9 @@ import numpy as np
 
 from streamflow.checkpoints.trees import decode, encode
 from streamflow.conformance import make_batch
+from streamflow.contracts import Context, Processed, Processor
 from streamflow.errors import CheckpointError
-from streamflow.nodes import Context, Operator, Processed, Processor
+from streamflow.nodes import Operator
 from streamflow.records import Record
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from streamflow.nodes import Context, Operator, Processed
+from streamflow.contracts import Context, Processed
+from streamflow.nodes import Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Record, split_rejected
 from streamflow.testing import check_operator

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamflow.codecs import CsvFormat, Format
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
 from streamflow.framing import LineSplitter, Splitter
-from streamflow.nodes import Context
 from streamflow_connectors.file_headers import has_header
 from streamflow_connectors.file_packing import Gunzip, Gzip
 

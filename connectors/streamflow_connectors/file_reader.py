@@ -20,8 +20,8 @@ import anyio.lowlevel
 from anyio import to_thread
 
 from streamflow.codecs import Codec, Format, decode
+from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Fetch
 from streamflow.records import Batch, Partition
 from streamflow_connectors.file_headers import csv_codec, has_header
 from streamflow_connectors.file_packing import Gunzip

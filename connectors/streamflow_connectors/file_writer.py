@@ -21,8 +21,8 @@ import anyio
 from anyio import to_thread
 
 from streamflow.codecs import Codec, CsvCodec, Format, encode
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context
 from streamflow.records import Batch, Rejected
 from streamflow_connectors.file_ends import cut_back, mend
 from streamflow_connectors.file_headers import (

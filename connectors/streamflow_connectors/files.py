@@ -12,8 +12,9 @@ from anyio import to_thread
 from pydantic import Field, model_validator
 
 from streamflow.codecs import Codec, CsvFormat, FileFormatField, Format, named_format
+from streamflow.contracts import Context, Reader, Writer
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Declaration, Reader, Sink, Source, Writer
+from streamflow.nodes import Declaration, Sink, Source
 from streamflow.plugins import FORMATS, registered
 from streamflow_connectors.file_headers import csv_codec, has_header, read_header
 from streamflow_connectors.file_reader import FileReader, find_paths

@@ -15,8 +15,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from streamflow.codecs import Codec, CsvFormat, FormatField, JsonFormat
+from streamflow.contracts import Context, Reader, Writer
 from streamflow.errors import Problem
-from streamflow.nodes import Context, Reader, Sink, Source, Writer
+from streamflow.nodes import Sink, Source
 from streamflow.plugins import missing_packages
 from streamflow_connectors.kafka_options import REQUIRES, Connection
 

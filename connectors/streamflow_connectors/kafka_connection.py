@@ -18,8 +18,8 @@ from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-unty
 from aiokafka.errors import KafkaConnectionError, KafkaError  # type: ignore[import-untyped]
 from anyio import to_thread
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context
 from streamflow_connectors.kafka_faults import LONGEST_WAIT, Faults
 from streamflow_connectors.kafka_options import Connection
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Declaration
+from streamflow.nodes import Declaration
 
 REQUIRES = {"aiokafka": "streamflow[kafka]"}
 

@@ -35,8 +35,8 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 )
 
 from streamflow.codecs import decode
+from streamflow.contracts import Context, Fetch, Resume
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Fetch, Resume
 from streamflow.records import Partition
 from streamflow_connectors.kafka import KafkaSource
 from streamflow_connectors.kafka_commits import Commits
@@ -112,7 +112,7 @@ def _heartbeat_interval(source: KafkaSource) -> float:
 
 
 class KafkaReader:
-    """Reads the partitions that are assigned to it; see `streamflow.nodes.Reader`."""
+    """Reads the partitions that are assigned to it; see `streamflow.contracts.Reader`."""
 
     def __init__(self, consumer: AIOKafkaConsumer, source: KafkaSource, context: Context) -> None:
         self._consumer = consumer

@@ -8,8 +8,8 @@ import anyio
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context
 from streamflow_connectors.kafka import KafkaSource
 from streamflow_connectors.kafka_connection import unknown_topics
 

@@ -33,8 +33,8 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     ProducerFenced,
 )
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
-from streamflow.nodes import Context
 from streamflow.records import Batch, Place, Rejected
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from streamflow_connectors.kafka_connection import close_consumer, start
@@ -83,7 +83,7 @@ async def open_exactly_once(sink: KafkaSink, context: Context) -> AsyncIterator[
 
 
 class ExactlyOnceWriter(KafkaWriter):
-    """Writes to one topic in transactions; see `streamflow.nodes.Writer`.
+    """Writes to one topic in transactions; see `streamflow.contracts.Writer`.
 
     Attributes:
         left_out: How many records were not written because their outputs are published.

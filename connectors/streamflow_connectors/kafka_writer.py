@@ -24,8 +24,8 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
 from aiokafka.producer.message_accumulator import BatchBuilder  # type: ignore[import-untyped]
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context
 from streamflow.plugins import require
 from streamflow.records import Batch, Rejected, split_rejected
 from streamflow_connectors.kafka import KafkaSink
@@ -106,7 +106,7 @@ async def connected_writer(
 
 
 class KafkaWriter:
-    """Writes to one topic; see `streamflow.nodes.Writer`. What is not flushed may not arrive."""
+    """Writes to one topic; see `contracts.Writer`. What is not flushed may not arrive."""
 
     def __init__(
         self, producer: AIOKafkaProducer, faults: Faults, sink: KafkaSink, context: Context

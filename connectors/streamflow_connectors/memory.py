@@ -14,8 +14,9 @@ import anyio.lowlevel
 from anyio import to_thread
 from pydantic import Field, field_validator
 
+from streamflow.contracts import Context, Fetch, Reader, Writer
 from streamflow.errors import RunStoppedError
-from streamflow.nodes import Context, Fetch, Reader, Sink, Source, Writer
+from streamflow.nodes import Sink, Source
 from streamflow.records import (
     Batch,
     Headers,

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from streamflow.codecs import Codec, CsvFormat, FormatField, JsonFormat
-from streamflow.nodes import Context, Reader, Sink, Source, Writer
+from streamflow.contracts import Context, Reader, Writer
+from streamflow.nodes import Sink, Source
 from streamflow_connectors.zeromq_options import REQUIRES, Endpoints
 
 

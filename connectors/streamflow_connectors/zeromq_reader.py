@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import zmq
 
-from streamflow.nodes import Context, Fetch
+from streamflow.contracts import Context, Fetch
 from streamflow.records import Batch, Partition, split_rejected
 from streamflow_connectors.zeromq import ZeroMqSource
 from streamflow_connectors.zeromq_frames import Message, read_message
@@ -46,7 +46,7 @@ async def open_reader(source: ZeroMqSource, context: Context) -> AsyncIterator[Z
 
 
 class ZeroMqReader:
-    """Reads one socket; see `streamflow.nodes.Reader`."""
+    """Reads one socket; see `streamflow.contracts.Reader`."""
 
     def __init__(self, socket: zmq.Socket[bytes], source: ZeroMqSource, context: Context) -> None:
         self._socket = socket

@@ -12,8 +12,8 @@ import anyio
 import zmq
 from anyio import CapacityLimiter, to_thread
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context
 from streamflow_connectors.zeromq_options import Endpoints
 
 logger = logging.getLogger("streamflow.zeromq")

@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import zmq
 
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow.records import Batch, Rejected, split_rejected
 from streamflow_connectors.zeromq import ZeroMqSink
 from streamflow_connectors.zeromq_frames import header_packer
@@ -36,7 +36,7 @@ async def open_writer(sink: ZeroMqSink, context: Context) -> AsyncIterator[ZeroM
 
 
 class ZeroMqWriter:
-    """Sends on one socket; see `streamflow.nodes.Writer`. Delivered means that ZeroMQ has it."""
+    """Sends on one socket; see `contracts.Writer`. Delivered means that ZeroMQ has it."""
 
     def __init__(self, socket: zmq.Socket[bytes], sink: ZeroMqSink, context: Context) -> None:
         self._socket = socket

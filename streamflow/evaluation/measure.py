@@ -35,7 +35,7 @@ class Norm(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return copies of all that later samples need, as `streamflow.nodes.Processor` does."""
+        """Return copies of all that later samples need, as `contracts.Processor` does."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Measure(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return copies of what the baseline knows, as `streamflow.nodes.Processor` does."""
+        """Return copies of what the baseline knows, as `streamflow.contracts.Processor` does."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:

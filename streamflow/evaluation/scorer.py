@@ -145,7 +145,7 @@ class Scorer:
     def state(self) -> dict[str, Any]:
         """Return copies of all that later reports and histories depend on.
 
-        A tree as `streamflow.nodes.Processor.state` returns it.
+        A tree as `streamflow.contracts.Processor.state` returns it.
         """
         with self._lock:
             return {

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from streamflow.callables import Named
+from streamflow.contracts import Context, Processor
 from streamflow.errors import Problem
-from streamflow.nodes import Context, Operator, Processor
+from streamflow.nodes import Operator
 
 Arguments: TypeAlias = dict[str, Any] | list[Any] | str | float | bool | None
 """Arguments of a layer: by name, by place, or a single one."""

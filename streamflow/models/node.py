@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from streamflow.contracts import Processed
 from streamflow.evaluation import Scorer, make_scorer
 from streamflow.models.declaration import Model
 from streamflow.models.heads import ClassHead, Predicted, make_head
 from streamflow.models.portable import original, portable
 from streamflow.models.samples import SampleReader, Samples
 from streamflow.models.scaling import TargetScale
-from streamflow.nodes import Processed
 from streamflow.pipeline import Pipeline
 from streamflow.records import MISSING, Batch, Values, split_rejected, without_missing
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from streamflow.contracts import Context, Processor
 from streamflow.models.declaration import Model
 from streamflow.models.forecaster import Forecaster
 from streamflow.models.learner import Learner
 from streamflow.models.network import build_network, load_weights
 from streamflow.models.options import pipeline_options
-from streamflow.nodes import Context, Processor
 from streamflow.pipeline import Pipeline
 
 

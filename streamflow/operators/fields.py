@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from streamflow.nodes import Context, Operator, Processed
+from streamflow.contracts import Context, Processed
+from streamflow.nodes import Operator
 from streamflow.operators.step import Step, absent
 from streamflow.records import MISSING, Batch, split_rejected
 

@@ -7,7 +7,7 @@ is slow holds up its own branch of the graph and never the event loop.
 
 A function that remembers something from record to record is an object with `__call__` and, so that
 checkpoints know what it remembers, the methods ``state()`` and ``restore(state)`` with the contract
-of `streamflow.nodes.Processor`:
+of `streamflow.contracts.Processor`:
 
     class Change:
         def __init__(self):
@@ -37,8 +37,9 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from streamflow.callables import CallableError, Named, resolve
+from streamflow.contracts import Context, Processed
 from streamflow.errors import GraphError, Problem
-from streamflow.nodes import Context, Operator, Processed
+from streamflow.nodes import Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch, estimate_bytes, split_rejected, to_columns
 
@@ -147,7 +148,7 @@ class Remembering(Protocol):
     """A function of the user's that goes on from a checkpoint."""
 
     def state(self) -> dict[str, Any]:
-        """Return copies of what it remembers, as `streamflow.nodes.Processor.state` does."""
+        """Return copies of what it remembers, as `streamflow.contracts.Processor.state` does."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:

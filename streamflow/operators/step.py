@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from streamflow.nodes import Processed
+from streamflow.contracts import Processed
 from streamflow.records import Batch
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from streamflow.checkpoints import Snapshot
+from streamflow.contracts import Context, Resume
 from streamflow.errors import StreamflowError
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Operator, Receiver, Resume, Sink, Source
+from streamflow.nodes import Operator, Receiver, Sink, Source
 from streamflow.runtime.channels import Inbox
 from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters

@@ -33,8 +33,8 @@ import anyio
 from anyio import CancelScope, to_thread
 
 from streamflow.checkpoints.snapshot import Snapshot
+from streamflow.contracts import Fetch
 from streamflow.errors import CheckpointError
-from streamflow.nodes import Fetch
 from streamflow.records import Batch, Partition, Place, Rejected
 
 logger = logging.getLogger("streamflow")

@@ -13,8 +13,9 @@ import anyio
 import orjson
 
 from streamflow.codecs import CsvFormat, Format, MsgpackFormat
+from streamflow.contracts import Context
 from streamflow.delimited import read_rows
-from streamflow.nodes import Context, Source
+from streamflow.nodes import Source
 from streamflow.plugins import SOURCES, load
 from streamflow.records import Batch, Headers
 from streamflow.runtime.dead_letters import RetriedPartition

@@ -17,19 +17,9 @@ import anyio.lowlevel
 from anyio import CapacityLimiter, to_thread
 
 from streamflow.checkpoints import Snapshot
+from streamflow.contracts import Context, Fetch, Processor, Reader, Reporting, Retrying, Writer
 from streamflow.errors import ConnectorError
-from streamflow.nodes import (
-    Context,
-    Fetch,
-    Operator,
-    Processor,
-    Reader,
-    Reporting,
-    Retrying,
-    Sink,
-    Source,
-    Writer,
-)
+from streamflow.nodes import Operator, Sink, Source
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.acks import Ledger, Share
 from streamflow.runtime.channels import Edge, Inbox, Parcel, finish, send_all

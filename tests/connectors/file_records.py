@@ -11,7 +11,7 @@ import anyio
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 from hypothesis import strategies as st
 
-from streamflow.nodes import Context, Resume
+from streamflow.contracts import Context, Resume
 from streamflow.records import Place
 from streamflow_connectors.files import FileSource
 

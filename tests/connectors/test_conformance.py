@@ -1,4 +1,4 @@
-"""Every connector against the contract of `streamflow.nodes`, and the checks themselves."""
+"""Every connector against `streamflow.contracts`, and the checks themselves."""
 
 import os
 import zlib
@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from streamflow.nodes import Context, Reader, Writer
+from streamflow.contracts import Context, Reader, Writer
 from streamflow.records import Batch, Partition
 from streamflow.testing import (
     Gate,

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamflow.conformance import make_batch
+from streamflow.contracts import Context, Resume
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Resume
 from streamflow_connectors.files import FileSink
 from tests.connectors.file_records import PARTS, read, resuming, rows, suffixes, values
 
@@ -232,7 +232,7 @@ KILLED = '''
 """Writes numbers in batches, is killed amid that and begun again, until all are there."""
 import anyio, json, os, random, signal, sys
 from pathlib import Path
-from streamflow.nodes import Context, Resume
+from streamflow.contracts import Context, Resume
 from streamflow.conformance import make_batch
 from streamflow_connectors.files import FileSink
 

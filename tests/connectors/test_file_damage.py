@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
+from streamflow.contracts import Context, Reader
 from streamflow.errors import ConnectorError
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Reader
 from streamflow.testing import ListSink
 from streamflow_connectors.file_reader import MOST_RECORDS
 from streamflow_connectors.files import FileSource

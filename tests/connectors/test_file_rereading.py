@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from streamflow.contracts import Resume
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Resume
 from streamflow_connectors.files import FileSink, FileSource
 from tests.connectors.file_records import PARTS, read, resuming, rows, suffixes
 

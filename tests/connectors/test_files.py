@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
+from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError, GraphError
-from streamflow.nodes import Context, Fetch
 from streamflow.records import Batch, Partition
 from streamflow_connectors.file_packing import Gunzip
 from streamflow_connectors.file_reader import MOST_RECORDS
@@ -270,7 +270,7 @@ async def test_no_record_is_torn_by_a_cancelled_write(tmp_path: Path) -> None:
 
 PIPING = """
 import anyio
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow_connectors.files import FileSink, FileSource
 
 async def main():
@@ -303,7 +303,7 @@ def test_standard_input_is_passed_on_as_it_comes() -> None:
 
 CANCELLED = """
 import anyio
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow_connectors.files import FileSource
 
 async def main():

@@ -6,8 +6,8 @@ import anyio.lowlevel
 import pytest
 from anyio.lowlevel import checkpoint
 
+from streamflow.contracts import Context, Reader
 from streamflow.errors import GraphError, RunStoppedError
-from streamflow.nodes import Context, Reader
 from streamflow.records import Batch, Partition, Record
 from streamflow_connectors.memory import MemorySink, MemorySource, QueueReader, QueueWriter
 

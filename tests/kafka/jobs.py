@@ -16,9 +16,9 @@ from typing import IO, Any
 import anyio.lowlevel
 from anyio import to_thread
 
+from streamflow.contracts import Context, Fetch, Reader
 from streamflow.errors import StreamflowError
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Fetch, Reader
 from streamflow.operators.functions import Map
 from streamflow.records import Partition
 from streamflow_connectors.kafka import KafkaSink, KafkaSource

@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context
 from streamflow.records import Batch, Partition
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from streamflow_connectors.kafka_reader import KafkaReader

@@ -4,7 +4,7 @@ from typing import Any
 import anyio
 import pytest
 
-from streamflow.nodes import Context, Reader
+from streamflow.contracts import Context, Reader
 from streamflow.testing import check_live_source, check_sink, check_source
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from tests.kafka.clients import Cluster, produce

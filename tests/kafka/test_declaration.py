@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
-from streamflow.nodes import Context
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow_connectors.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.kafka_faults import PASSING
 from tests.kafka.clients import committed, produce

@@ -12,8 +12,9 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
-from streamflow.nodes import Context, Sink, Source
+from streamflow.nodes import Sink, Source
 from streamflow.records import Batch, Partition
 from streamflow.testing import ListSink, ListSource
 from streamflow_connectors.kafka import KafkaSink, KafkaSource

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
+from streamflow.contracts import Context, Reader
 from streamflow.errors import GraphError
-from streamflow.nodes import Context, Reader
 from streamflow.records import Partition
 from streamflow_connectors.kafka import KafkaSource
 from streamflow_connectors.kafka_reader import KafkaReader

@@ -10,8 +10,8 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
+from streamflow.contracts import Context, Fetch, Reader
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Fetch, Reader
 from streamflow.records import Partition
 from streamflow_connectors.kafka import KafkaSource
 from streamflow_connectors.kafka_reader import KafkaReader

@@ -11,8 +11,8 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
+from streamflow.contracts import Context, Fetch, Reader, Resume
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Context, Fetch, Reader, Resume
 from streamflow.records import Place
 from streamflow_connectors.kafka import KafkaSource
 from tests.kafka.clients import Cluster, delete_before, produce

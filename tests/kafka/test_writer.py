@@ -8,8 +8,8 @@ import anyio
 import pytest
 from aiokafka.partitioner import DefaultPartitioner  # type: ignore[import-untyped]
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, MissingExtraError
-from streamflow.nodes import Context
 from streamflow.records import Batch, Partition
 from streamflow_connectors.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.kafka import KafkaSink

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow.records import Batch
 from tests.models.streams import FEATURES, PARTITION, Outcome, line, model, numbers, readings, run
 

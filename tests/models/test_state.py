@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from streamflow.contracts import Context, Processor
 from streamflow.models import forecaster
 from streamflow.models.declaration import Model
-from streamflow.nodes import Context, Processor
 from streamflow.records import Record
 from streamflow.testing import check_operator
 from tests.models.streams import Outcome, batch_of, line, model, numbers, readings, run

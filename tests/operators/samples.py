@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from streamflow.nodes import Context, Operator, Processed
+from streamflow.contracts import Context, Processed
+from streamflow.nodes import Operator
 from streamflow.records import Batch, Partition, Values, to_columns
 
 PARTITION = Partition("readings")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamflow.contracts import Context
 from streamflow.errors import GraphError
-from streamflow.nodes import Context
 from streamflow.operators.fields import Select, Standardize
 from tests.operators.samples import batch_of, cut, process
 

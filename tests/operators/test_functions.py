@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamflow.contracts import Context
 from streamflow.errors import GraphError, Problem
-from streamflow.nodes import Context
 from streamflow.operators.functions import Filter, Map
 from tests.operators.samples import batch_of, cut, process
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from streamflow.contracts import Context
 from streamflow.errors import GraphError
-from streamflow.nodes import Context, Operator
+from streamflow.nodes import Operator
 from streamflow.operators.fields import Select, Standardize
 from streamflow.operators.functions import Filter, Map
 from streamflow.testing import check_operator

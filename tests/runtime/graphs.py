@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 
 import anyio
 
+from streamflow.contracts import Context, Processed, Processor, Writer
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Operator, Processed, Processor, Sink, Source, Writer
+from streamflow.nodes import Operator, Sink, Source
 from streamflow.operators.step import Step
 from streamflow.records import Batch
 from streamflow.testing import ListSink, ListSource

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamflow.checkpoints import Snapshot
+from streamflow.contracts import Context, Processed, Processor
 from streamflow.errors import CheckpointError, StreamflowError
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Operator, Processed, Processor
+from streamflow.nodes import Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, split_rejected
 from streamflow.runtime.run import Run, opened_run

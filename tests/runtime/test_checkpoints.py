@@ -10,9 +10,10 @@ import pytest
 from pydantic import Field
 
 from streamflow.checkpoints import Snapshot
+from streamflow.contracts import Context, Fetch, Processed, Processor, Resume
 from streamflow.errors import CheckpointError, ConnectorError, NodeError
 from streamflow.graph import Graph
-from streamflow.nodes import Buffer, Context, Fetch, Operator, Processed, Processor, Resume
+from streamflow.nodes import Buffer, Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.checkpoints import cut_fetch

@@ -9,9 +9,10 @@ import anyio
 import pytest
 
 from streamflow.checkpoints import Snapshot, reading
+from streamflow.contracts import Context, Processed, Processor, Resume
 from streamflow.errors import CheckpointError, NodeError
 from streamflow.graph import Graph, Start
-from streamflow.nodes import Context, Operator, Processed, Processor, Resume
+from streamflow.nodes import Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch
 from streamflow.runtime.run import opened_run

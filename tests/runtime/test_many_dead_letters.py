@@ -14,9 +14,10 @@ from typing import Literal
 import anyio
 import pytest
 
+from streamflow.contracts import Context, Writer
 from streamflow.graph import Graph
 from streamflow.models.declaration import Model
-from streamflow.nodes import Context, Sink, Writer
+from streamflow.nodes import Sink
 from streamflow.records import Batch, Rejected
 from streamflow.runtime.letters import Letter, LetterFile
 from streamflow_connectors.files import FileSink, FileSource

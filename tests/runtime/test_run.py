@@ -6,9 +6,10 @@ from typing import Any, Literal
 import anyio
 import pytest
 
+from streamflow.contracts import Context
 from streamflow.errors import NodeError
 from streamflow.graph import Graph
-from streamflow.nodes import Buffer, Context
+from streamflow.nodes import Buffer
 from streamflow.runtime import tasks
 from streamflow.runtime.pace import CALL_SECONDS, MAX_RECORDS, Pace
 from streamflow.testing import Gate, ListReader, ListSource

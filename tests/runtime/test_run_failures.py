@@ -6,8 +6,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError, NodeError, RunStoppedError
-from streamflow.nodes import Context
 from streamflow.records import Partition
 from streamflow.runtime import tasks
 from streamflow.testing import Gate, ListReader, ListSink, ListSource

@@ -11,9 +11,10 @@ import pytest
 from anyio import from_thread
 
 from streamflow.checkpoints import Snapshot
+from streamflow.contracts import Context, Processed, Processor
 from streamflow.errors import NodeError
 from streamflow.graph import Graph
-from streamflow.nodes import Context, Operator, Processed, Processor
+from streamflow.nodes import Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch
 from streamflow.runtime.run import Run, opened_run

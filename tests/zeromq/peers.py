@@ -13,7 +13,7 @@ import anyio
 import msgpack  # type: ignore[import-untyped]
 import zmq
 
-from streamflow.nodes import Context, Fetch
+from streamflow.contracts import Context, Fetch
 from streamflow.records import Record
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
 from streamflow_connectors.zeromq_reader import ZeroMqReader

@@ -6,7 +6,7 @@ import sys
 
 import anyio
 
-from streamflow.nodes import Context
+from streamflow.contracts import Context
 from streamflow.records import Batch, Partition
 from streamflow_connectors.zeromq import ZeroMqSink
 

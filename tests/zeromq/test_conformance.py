@@ -9,7 +9,7 @@ import orjson
 import pytest
 import zmq
 
-from streamflow.nodes import Context, Reader
+from streamflow.contracts import Context, Reader
 from streamflow.testing import check_live_source, check_sink, check_source, check_stalled_sink
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
 from tests.zeromq.peers import peer

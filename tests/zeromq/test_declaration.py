@@ -10,8 +10,8 @@ import zmq
 
 from streamflow import Graph
 from streamflow.checkpoints.identity import identify
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
-from streamflow.nodes import Context
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
 from streamflow_connectors.zeromq_options import Endpoints
 from tests.runtime.graphs import graph_of, numbers, sink
