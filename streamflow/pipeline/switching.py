@@ -156,7 +156,7 @@ class Switch:
     def _advance(
         self, batch: Batch, tensors: list[Tensor], first: int, kind: _Kind | None, eager: Eager
     ) -> Chunk:
-        run = _run(batch, first)
+        run = run_length(batch, first)
         self._longest = max(self._longest, run)
         size = kind.size(run) if kind is not None else 0
         if kind is None or not size:
@@ -347,7 +347,7 @@ def _num_threads(stage: Stage) -> int:
     return torch.get_num_threads() if size >= _LARGE else 1
 
 
-def _run(batch: Batch, first: int) -> int:
+def run_length(batch: Batch, first: int) -> int:
     """Count the samples from here that are learned, of one stream; up to the largest size."""
     count, key = 0, batch.keys[first]
     for is_learned, other in zip(
