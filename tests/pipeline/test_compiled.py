@@ -147,7 +147,7 @@ def test_streams_with_keys_weights_clipping_and_a_schedule() -> None:
         "scheduler": partial(ExponentialLR, gamma=0.97),
         "max_keys": 2,
     }
-    call = {"inputs": inputs, "targets": targets, "weights": weights}
+    call: dict[str, Any] = {"inputs": inputs, "targets": targets, "weights": weights}
     first = {name: value[:6] for name, value in call.items()}
     pipe, _ = both(recurrent(), {**call, "keys": KEYS * 2}, {**first, "keys": ["a"] * 6}, **options)
     assert pipe.counters["forgotten"] > 0
