@@ -62,8 +62,11 @@ class Compiler:
         path = self._folder(size) / LIBRARY
         return path if path.exists() else None
 
-    def start(self, sizes: Sequence[int]) -> None:
-        """Begin to make the code of some sizes, in this order; nothing may be under way."""
+    def start(self, sizes: Sequence[int], *, is_urgent: bool) -> None:
+        """Begin to make the code of some sizes, in this order; nothing may be under way.
+
+        Where it is not urgent, everything else on the machine goes first.
+        """
         assert not self.is_busy
         request = Request(
             self._request.graph,
@@ -71,6 +74,7 @@ class Compiler:
             self._request.specs,
             {size: self._folder(size) for size in sizes},
             self._request.num_threads,
+            is_urgent,
         )
         try:
             self._process = _process()

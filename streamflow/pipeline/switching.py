@@ -39,7 +39,10 @@ EAGER_SO_FAR = "eager so far"
 SIZES = (1, 8, 32)
 """Samples of a call. Larger ones take longer to compile, and save what a call costs."""
 
-_EAGER_SECONDS = 2.0
+# Eager learning before code is looked for, and before it is made: who stops before has lost
+# nothing, and who stops soon afterwards not much.
+_EAGER_SECONDS = 1.0
+_COMPILE_SECONDS = 10.0
 # What a call costs matters only where samples are quicker than this.
 _QUICK_SECONDS = 3e-5
 _EAGER_SAMPLES = 64
@@ -295,13 +298,15 @@ class Switch:
     def _settled(self, kind: _Kind) -> _Kind:
         """Load code that has become ready, and have more made where it is wanted."""
         missing = self._load(kind)
-        if not missing or kind.compiler.is_busy:
+        waits = self._options.compile is True
+        is_due = waits or self._eager_seconds >= _COMPILE_SECONDS
+        if not missing or not is_due or kind.compiler.is_busy:
             return kind
         if inductor.find_compiler() is None:
             kind.compiler.failure = "no C++ compiler; apt install g++"
         if not kind.compiler.failure:
-            kind.compiler.start(missing)
-            if self._options.compile is not True:
+            kind.compiler.start(missing, is_urgent=waits)
+            if not waits:
                 return kind
             kind.compiler.wait()
             missing = self._load(kind)

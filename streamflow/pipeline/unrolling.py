@@ -49,6 +49,7 @@ class Request:
         specs: The tensors that it takes.
         folders: Where the code of each size goes, in the order in which they are wanted.
         num_threads: Threads that the code may use.
+        is_urgent: Whether somebody waits for it.
     """
 
     graph: GraphModule
@@ -56,6 +57,7 @@ class Request:
     specs: list[Spec]
     folders: dict[int, Path]
     num_threads: int
+    is_urgent: bool = True
 
 
 def spec_of(tensor: Tensor) -> Spec:
@@ -165,6 +167,8 @@ def main() -> None:
     request: Request = pickle.loads(sys.stdin.buffer.read(length))
     threading.Thread(target=_end_with_input, daemon=True).start()
     torch.set_num_threads(1)
+    if not request.is_urgent and hasattr(os, "nice"):
+        os.nice(10)
     with torch.no_grad():
         for count, folder in request.folders.items():
             _answer(count, _failure_of(request, count, folder))

@@ -241,6 +241,7 @@ def test_an_error_inside_compiled_code_breaks_the_pipeline() -> None:
 
 def test_it_switches_over_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switching, "_EAGER_SECONDS", 0.0)
+    monkeypatch.setattr(switching, "_COMPILE_SECONDS", 0.0)
     inputs, targets = stream(400, seed=5)
     net, plain = net_and_copy()
     with learner(net, compile="auto") as pipe, learner(plain, compile=False) as wanted:
@@ -266,6 +267,7 @@ def test_nothing_is_compiled_for_a_short_stream() -> None:
 def test_closing_ends_what_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(switching, "_EAGER_SECONDS", 0.0)
+    monkeypatch.setattr(switching, "_COMPILE_SECONDS", 0.0)
     inputs, targets = stream(20, seed=5)
     with learner(net_and_copy()[0], compile="auto") as pipe:
         pipe.process(inputs, targets)
