@@ -177,7 +177,10 @@ class Retrying(Protocol):
     """A reader or writer that tries again what fails, and says so."""
 
     def retrying(self) -> str | None:
-        """Return what is tried again, since when and why, as text; ``None`` if all is well."""
+        """Return what is tried again, since when and why, as text; ``None`` if all is well.
+
+        May be asked after the event loop has ended.
+        """
         ...
 
 

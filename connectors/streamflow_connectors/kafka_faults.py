@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
     KafkaError,
@@ -114,7 +114,7 @@ class Faults:
         client.send = watched
 
     async def _send(self, api: str, sending: Any, request: Any) -> Any:
-        began = anyio.current_time()
+        began = time.monotonic()
         try:
             response = await sending
         except KafkaError as error:
@@ -139,7 +139,7 @@ class Faults:
 
     def fail(self, key: Key, reason: str, *, since: float | None = None) -> None:
         """Take note of a failure; ``key`` is the kind of request, maybe with a partition."""
-        now = anyio.current_time()
+        now = time.monotonic()
         fault = self._faults.get(key)
         if fault is None or not self._is_current(fault):
             began = now if since is None else since
@@ -159,7 +159,7 @@ class Faults:
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))
 
     def _is_current(self, fault: Fault) -> bool:
-        is_recent = fault.last > anyio.current_time() - PASSED_SECONDS
+        is_recent = fault.last > time.monotonic() - PASSED_SECONDS
         return is_recent or self._under_way[fault.api] > 0
 
     def _longest(self) -> Fault | None:
@@ -171,14 +171,14 @@ class Faults:
     def seconds(self) -> float:
         """How long the longest fault has lasted."""
         fault = self._longest()
-        return anyio.current_time() - fault.since if fault else 0.0
+        return time.monotonic() - fault.since if fault else 0.0
 
     def retrying(self) -> str | None:
         """Return what is being tried again, for how long, and why; None if all is well."""
         fault = self._longest()
         if fault is None:
             return None
-        seconds = anyio.current_time() - fault.since
+        seconds = time.monotonic() - fault.since
         return f"retrying {fault.api} for {seconds:.0f} s: {fault.reason}"
 
 

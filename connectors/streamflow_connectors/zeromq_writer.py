@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -92,7 +93,7 @@ class ZeroMqWriter:
         """Return since when nobody takes records, if that is long."""
         if self._waiting_since is None:
             return None
-        seconds = anyio.current_time() - self._waiting_since
+        seconds = time.monotonic() - self._waiting_since
         return f"waiting for {seconds:.0f} s: no receiver has room" if seconds > LONG else None
 
     def _frames(self, payload: bytes, key: Any, timestamp_ms: Any, headers: Any) -> list[bytes]:
@@ -120,7 +121,7 @@ class ZeroMqWriter:
 
     async def _wait(self) -> None:
         """Wait until a peer has room."""
-        self._waiting_since = anyio.current_time()
+        self._waiting_since = time.monotonic()
         try:
             await wait_for(self._socket, zmq.POLLOUT)
         finally:

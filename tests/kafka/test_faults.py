@@ -316,3 +316,9 @@ async def test_what_the_driver_gives_up_on_in_time_is_tried_again(
         broker.clear_failures(LIST_OFFSETS)
         await produce(broker.address, "t", [b"1"])
         assert (await receive(reader))[0] == [1]
+
+
+def test_what_was_tried_again_at_the_end_is_told_when_the_event_loop_is_gone() -> None:
+    faults = Faults()
+    faults.fail(("Fetch", "t", 0), "no connection")
+    assert (faults.retrying() or "").endswith("no connection")
