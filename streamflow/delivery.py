@@ -17,7 +17,7 @@ a crash are sent again. Records that a policy drops or that become dead letters 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -63,11 +63,11 @@ def promises(
         is_checkpointed: Whether it takes checkpoints.
     """
     return [
-        _promise(name, source, sink, receivers, is_checkpointed)
+        Promise(name, sink, *_terms(source, node, edges, receivers, is_checkpointed))
         for sink, node in receivers.items()
         if isinstance(node, Sink)
         for name, source in sources.items()
-        if _edges(name, sink, receivers)
+        if (edges := _edges(name, sink, receivers))
     ]
 
 
@@ -93,16 +93,14 @@ def delivery_problems(
         yield from (problem.within("sinks", name) for problem in found)
 
 
-def _promise(
-    name: str,
+def _terms(
     source: Source,
-    sink_name: str,
+    sink: Sink,
+    edges: Sequence[tuple[str, str]],
     receivers: Mapping[str, Receiver],
     is_checkpointed: bool,
-) -> Promise:
-    sink = receivers[sink_name]
-    assert isinstance(sink, Sink)
-    edges = _edges(name, sink_name, receivers)
+) -> tuple[str | None, str, tuple[str, ...]]:
+    """Return how often records are learned and delivered along ``edges``, and the notes."""
     learned: str | None = "exactly once" if source.rereads else "at most once"
     if not is_checkpointed:
         learned = "afresh in every run"
@@ -119,7 +117,7 @@ def _promise(
         for sender, to in edges
         if (policy := receivers[to].overflow_of(sender)) in DROPPING
     ]
-    return Promise(name, sink_name, learned, delivered, tuple(notes))
+    return learned, delivered, tuple(notes)
 
 
 def _delivery(source: Source, sink: Sink, is_checkpointed: bool) -> Iterator[str]:
