@@ -23,7 +23,7 @@ from graphlib import TopologicalSorter
 
 from streamflow.errors import Problem
 from streamflow.models.declaration import Model
-from streamflow.nodes import Receiver, Sink, Source
+from streamflow.nodes import Operator, Receiver, Sink, Source
 
 DROPPING = ("drop_oldest", "drop_newest", "latest")
 
@@ -82,12 +82,12 @@ def delivery_problems(
         is_checkpointed: Whether it takes checkpoints.
     """
     sinks = {name: node for name, node in receivers.items() if isinstance(node, Sink)}
-    ways = _num_ways(receivers)
+    ordered = _ordered(receivers)
     for name, sink in sinks.items():
         found = sink.delivery_problems(
             sources,
             sinks,
-            is_ordered=ways[name] == 1,
+            is_ordered=name in ordered,
             is_checkpointed=is_checkpointed,
         )
         yield from (problem.within("sinks", name) for problem in found)
@@ -165,12 +165,16 @@ def _edges(source: str, sink: str, receivers: Mapping[str, Receiver]) -> list[tu
     ]
 
 
-def _num_ways(receivers: Mapping[str, Receiver]) -> dict[str, int]:
-    """Return for each node how many ways lead to it from all sources together."""
-    ways: dict[str, int] = {}
+def _ordered(receivers: Mapping[str, Receiver]) -> set[str]:
+    """Return the nodes whose records come in the order of one source, once at the most."""
+    ordered: set[str] = set()
     for name in _in_order(receivers):
-        ways[name] = sum(ways.get(sender, 1) for sender in receivers[name].inputs)
-    return ways
+        [sender, *others] = receivers[name].inputs
+        node = receivers.get(sender)  # none for a source
+        keeps = not isinstance(node, Operator) or node.keeps_order
+        if not others and (node is None or (sender in ordered and keeps)):
+            ordered.add(name)
+    return ordered
 
 
 def _in_order(receivers: Mapping[str, Receiver]) -> list[str]:

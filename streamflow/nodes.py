@@ -198,10 +198,13 @@ class Operator(Receiver):
         blocking: Whether the processor computes for long or does I/O, so that the runtime calls it
             in a worker thread and not on the event loop.
         keeps_scalars: Whether no field it gives is an array if none it is given is one.
+        keeps_order: Whether each record becomes one at the most, at once, so that what comes out is
+            in the order of what goes in.
     """
 
     blocking: ClassVar[bool] = False
     keeps_scalars: ClassVar[bool] = False
+    keeps_order: ClassVar[bool] = True
 
     def open(self, context: Context) -> AbstractContextManager[Processor]:
         """Give a processor until the context is left; in a worker thread if blocking."""

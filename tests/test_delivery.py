@@ -7,6 +7,7 @@ import pytest
 from streamflow import Graph, GraphError, Model
 from streamflow.nodes import Sink, Source
 from streamflow.operators.fields import Select
+from streamflow.operators.functions import FlatMap
 from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from streamflow_connectors.memory import MemorySink, MemorySource
@@ -173,3 +174,14 @@ def test_graphs_with_very_many_ways_are_told_soon() -> None:
     sink = FileSink(inputs=(f"{last}a", f"{last}b"), path="x.jsonl")
     many = Graph(name="g", sources={"in": FILE}, operators=operators, sinks={"out": sink})
     assert len(many.promises()) == 1
+
+
+def test_an_operator_that_gives_several_records_for_one_is_not_written_exactly_once() -> None:
+    def declare(**operators: Any) -> Graph:
+        sinks = {"out": ONCE.model_copy(update={"inputs": ("last",)})}
+        return Graph(name="g", sources={"in": MANUAL}, operators=operators, sinks=sinks)
+
+    selected = Select(inputs=("first",), fields=("x",))
+    declare(first=Select(inputs=("in",), fields=("x",)), last=selected)
+    with pytest.raises(GraphError, match="an operator that does not keep the order"):
+        declare(first=FlatMap(inputs=("in",), function="math:sqrt"), last=selected)

@@ -261,8 +261,8 @@ class KafkaSink(Connection, Sink):
             yield "a sink with inputs, found the one of the dead letters; use at_least_once"
         if not is_ordered:
             yield (
-                "outputs in the order of the source, found several ways from it that meet; "
-                "use one way, or at_least_once"
+                "outputs in the order of the source, found several ways from it that meet, or an "
+                "operator that does not keep the order; use one way without, or at_least_once"
             )
         others = [name for name, sink in sinks.items() if sink is not self]
         storing = [name for name in others if sinks[name].stores_positions]

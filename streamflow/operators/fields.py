@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from streamflow.contracts import Context, Processed
 from streamflow.nodes import Operator
@@ -39,6 +40,34 @@ class Select(Operator):
     def open(self, context: Context) -> AbstractContextManager[SelectStep]:
         """Give the processor."""
         return nullcontext(SelectStep(self.fields))
+
+
+class Rename(Operator):
+    """Gives fields other names; each keeps its place among the fields of the record.
+
+    Names may be swapped. A record is rejected if it lacks one of the fields, or has another field
+    of a new name.
+    """
+
+    keeps_scalars: ClassVar[bool] = True
+
+    type: Literal["rename"] = "rename"
+    fields: dict[str, str] = Field(description="The new names of fields by the old ones.")
+
+    @field_validator("fields")
+    @classmethod
+    def _check_fields(cls, fields: dict[str, str]) -> dict[str, str]:
+        if not fields:
+            message = "expected old and new names, found none; write {old: new}"
+            raise ValueError(message)
+        if len(set(fields.values())) < len(fields):
+            message = "expected each new name once"
+            raise ValueError(message)
+        return fields
+
+    def open(self, context: Context) -> AbstractContextManager[RenameStep]:
+        """Give the processor."""
+        return nullcontext(RenameStep(self.fields))
 
 
 class Standardize(Operator):
@@ -85,3 +114,41 @@ class SelectStep(Step):
             return Processed(rejected=rejected)
         values = {name: good.column(name) for name in self._fields}
         return Processed(good.with_values(values), rejected)
+
+
+class RenameStep(Step):
+    """An open `Rename`."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = fields
+        self._new_names = set(fields.values())
+
+    def process(self, batch: Batch) -> Processed:
+        """Return the records, laid out as they were, with new names."""
+        good, rejected = split_rejected(batch, self._causes(batch))
+        if not len(good):
+            return Processed(rejected=rejected)
+        if isinstance(good.values, dict):
+            return Processed(good.with_values(self._renamed(good.values)), rejected)
+        return Processed(good.with_values(list(map(self._renamed, good.values))), rejected)
+
+    def _renamed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {self._fields.get(name, name): content for name, content in fields.items()}
+
+    def _causes(self, batch: Batch) -> dict[int, str]:
+        """Return why records are rejected, by index."""
+        if isinstance(batch.values, dict):
+            cause = self._cause(batch.values, batch, 0)
+            return dict.fromkeys(range(len(batch)), cause) if cause else {}
+        causes = ((i, self._cause(value, batch, i)) for i, value in enumerate(batch.values))
+        return {index: cause for index, cause in causes if cause}
+
+    def _cause(self, value: Any, batch: Batch, index: int) -> str:
+        """Return why a record with the fields of ``value`` is rejected, if it is."""
+        for name in self._fields:
+            if not isinstance(value, Mapping) or name not in value:
+                return absent(batch, index, name)
+        for name in value:
+            if name in self._new_names and name not in self._fields:
+                return f"expected no field {name} beside the one that gets this name, found one"
+        return ""

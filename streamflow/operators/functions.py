@@ -28,9 +28,10 @@ of `streamflow.contracts.Processor`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -93,6 +94,26 @@ class Filter(FunctionOperator):
         return nullcontext(FilterStep(resolve(self.function, context.folder)))
 
 
+class FlatMap(FunctionOperator):
+    """Replaces each record by the records whose values ``function`` returns for it: none or many.
+
+    It returns a list, or yields them. They have the key, timestamp, headers and position of the
+    record that they come from. A record is rejected as a whole if the function raises, even after
+    it has yielded some, if it returns anything else (text, bytes and mappings are single values),
+    or if it gives more than ``max_records``.
+    """
+
+    keeps_order: ClassVar[bool] = False
+
+    type: Literal["flat_map"] = "flat_map"
+    max_records: int = Field(10_000, ge=1, description="Records that one may become.")
+
+    def open(self, context: Context) -> AbstractContextManager[FlatMapStep]:
+        """Import the function."""
+        function = resolve(self.function, context.folder)
+        return nullcontext(FlatMapStep(function, self.max_records))
+
+
 class FunctionStep(Step):
     """An open operator that calls a function."""
 
@@ -131,6 +152,36 @@ class MapStep(FunctionStep):
         if not results:
             return Processed(rejected=rejected)
         return Processed(_with_new_values(good, list(results.values())), rejected)
+
+
+class FlatMapStep(FunctionStep):
+    """An open `FlatMap`."""
+
+    def __init__(self, function: Callable[[Any], Any], max_records: int) -> None:
+        super().__init__(function)
+        self._max_records = max_records
+
+    def process(self, batch: Batch) -> Processed:
+        """Return what the records become, in order."""
+        results, causes = _call_each(self._several, batch)
+        _, rejected = split_rejected(batch, causes)
+        places = [index for index, values in results.items() for _ in values]
+        if not places:
+            return Processed(rejected=rejected)
+        values = [value for values in results.values() for value in values]
+        return Processed(_with_new_values(batch.select(places), values), rejected)
+
+    def _several(self, value: Any) -> list[Any]:
+        """Return the values that one becomes."""
+        found = self._function(value)
+        if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+            message = f"expected a list of values, found a {type(found).__name__}"
+            raise TypeError(message)
+        values = list(islice(found, self._max_records + 1))
+        if len(values) > self._max_records:
+            message = f"expected at most {self._max_records:,} records for one, found more"
+            raise ValueError(message)
+        return values
 
 
 class FilterStep(FunctionStep):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from streamflow.contracts import Context
 from streamflow.errors import GraphError
-from streamflow.operators.fields import Select, Standardize
+from streamflow.operators.fields import Rename, Select, Standardize
 from tests.operators.samples import batch_of, cut, process
 
 SELECT = Select(inputs=("readings",), fields=("b", "a"))
@@ -198,3 +198,55 @@ def test_fields_are_checked(operator: type[Select] | type[Standardize]) -> None:
         operator(inputs=("r",), fields=("a", "a"))
     with pytest.raises(GraphError, match="fields"):
         operator(inputs=("r",), fields=())
+
+
+names = st.sampled_from("abcd")
+new_names = st.dictionaries(names, st.sampled_from("abcdef"), min_size=1, max_size=3).filter(
+    lambda fields: len(set(fields.values())) == len(fields)
+)
+some_fields = st.dictionaries(names, st.integers(0, 9), min_size=1)
+named_rows = st.lists(some_fields | st.none(), max_size=8)
+
+
+def renamed(row: dict[str, Any], fields: dict[str, str]) -> dict[str, Any] | None:
+    """Do what `Rename` says, or nothing where it rejects."""
+    if row is None or not set(fields) <= set(row):
+        return None
+    pairs = [(fields.get(name, name), value) for name, value in row.items()]
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else None
+
+
+@settings(max_examples=60, deadline=None)
+@given(named_rows, new_names, cuts, st.booleans())
+def test_rename_is_its_definition(
+    rows: list[Any], fields: dict[str, str], places: list[int], in_columns: bool
+) -> None:
+    batches = cut(rows, [min(place, len(rows)) for place in places], in_columns=in_columns)
+    found, causes = process(Rename(inputs=("readings",), fields=fields), batches)
+    expected = [renamed(row, fields) for row in rows]
+    assert list(map(str, found)) == [str(row) for row in expected if row is not None]  # in order
+    assert causes.keys() == {index for index, row in enumerate(expected) if row is None}
+
+
+def test_causes_of_rename() -> None:
+    swap = Rename(inputs=("readings",), fields={"a": "b", "b": "a"})
+    assert process(swap, [batch_of({"a": [1], "b": [2]})]) == ([{"b": 1, "a": 2}], {})
+    taken = Rename(inputs=("readings",), fields={"a": "b"})
+    cause = "expected no field b beside the one that gets this name, found one"
+    assert process(taken, [batch_of([{"a": 1, "b": 2}])]) == ([], {0: cause})
+    assert process(taken, [batch_of({"b": [2]})])[1] == {0: "expected the field a, found none"}
+    assert process(taken, [batch_of(["a"])])[1] == {
+        0: "expected the field a, found a str without fields"
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, r"expected old and new names, found none; write \{old: new\}"),
+        ({"a": "c", "b": "c"}, "expected each new name once"),
+    ],
+)
+def test_new_names_are_checked(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        Rename(inputs=("readings",), fields=fields)

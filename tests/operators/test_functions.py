@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,20 @@ from hypothesis import strategies as st
 
 from streamflow.contracts import Context
 from streamflow.errors import GraphError, Problem
-from streamflow.operators.functions import Filter, Map
+from streamflow.operators.functions import Filter, FlatMap, FunctionOperator, Map
 from tests.operators.samples import batch_of, cut, process
 
 
 def half(value: dict[str, Any]) -> dict[str, Any]:
     return {"half": value["a"] / 2}
+
+
+def count_up(value: dict[str, Any]) -> Iterator[dict[str, int]]:
+    for number in range(value["a"]):
+        yield {"n": number}
+    if value["a"] < 0:
+        message = "too small"
+        raise ValueError(message)
 
 
 def spoil(value: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +56,41 @@ def test_map_and_filter_are_their_definitions(
     assert causes.keys() == bad
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows, cuts, st.booleans())
+def test_flat_map_is_its_definition(values: list[Any], places: list[int], in_columns: bool) -> None:
+    batches = cut(values, [min(place, len(values)) for place in places], in_columns=in_columns)
+    operator = FlatMap(inputs=("readings",), function=count_up, max_records=7)
+    good = [index for index, value in enumerate(values) if value["a"] in range(8)]
+    found, causes = process(operator, batches)
+    assert found == [{"n": number} for index in good for number in range(values[index]["a"])]
+    assert causes.keys() == set(range(len(values))) - set(good)
+
+
+def test_records_of_a_flat_map_are_told_from_where_they_come() -> None:
+    operator = FlatMap(inputs=("readings",), function=lambda value: value["parts"])
+    with operator.open(Context("node")) as processor:
+        batch = processor.process(batch_of({"parts": [["x", "y"], (), ["z"]]}, 5)).batch
+    assert batch is not None
+    assert batch.rows() == ["x", "y", "z"]
+    assert list(batch.offsets) == [5, 5, 7]
+    assert batch.keys == ["key 5", "key 5", "key 7"]
+
+
+@pytest.mark.parametrize(
+    ("result", "cause"),
+    [
+        ("text", "TypeError: expected a list of values, found a str"),
+        ({"a": 1}, "TypeError: expected a list of values, found a dict"),
+        (None, "TypeError: expected a list of values, found a NoneType"),
+        (range(3), "ValueError: expected at most 2 records for one, found more"),
+    ],
+)
+def test_causes_of_flat_map(result: Any, cause: str) -> None:
+    operator = FlatMap(inputs=("readings",), function=lambda value: result, max_records=2)
+    assert process(operator, [batch_of([1])]) == ([], {0: cause})
+
+
 def test_an_exception_is_the_cause() -> None:
     batch = batch_of({"a": [2, "x"]})
     with Map(inputs=("readings",), function=half).open(Context("node")) as processor:
@@ -69,8 +113,10 @@ def test_nothing_left_is_no_batch() -> None:
         assert processor.process(batch_of([None])).batch is None
 
 
-@pytest.mark.parametrize("operator", [Map, Filter])
-def test_functions_cannot_change_what_other_nodes_see(operator: type[Map] | type[Filter]) -> None:
+@pytest.mark.parametrize("operator", [Map, FlatMap, Filter])
+def test_functions_cannot_change_what_other_nodes_see(
+    operator: type[FunctionOperator],
+) -> None:
     values = [{"a": 1}, {"b": 2}]
     process(operator(inputs=("readings",), function=spoil), [batch_of(values)])
     assert values == [{"a": 1}, {"b": 2}]

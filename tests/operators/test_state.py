@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from streamflow.contracts import Context
 from streamflow.errors import GraphError
 from streamflow.nodes import Operator
-from streamflow.operators.fields import Select, Standardize
-from streamflow.operators.functions import Filter, Map
+from streamflow.operators.fields import Rename, Select, Standardize
+from streamflow.operators.functions import Filter, FlatMap, Map
 from streamflow.testing import check_operator
 from tests.operators.samples import batch_of
 
@@ -90,6 +90,7 @@ def test_standardize_goes_on(values: list[Any], fields: tuple[str, ...]) -> None
 @given(rows)
 def test_select_and_plain_functions_go_on(values: list[Any]) -> None:
     check_operator(lambda: Select(inputs=("readings",), fields=("b",)), values)
+    check_operator(lambda: Rename(inputs=("readings",), fields={"a": "c"}), values)
     check_operator(lambda: Map(inputs=("readings",), function=double), values)
     check_operator(lambda: Map(inputs=("readings",), function=Reading), values)
 
@@ -99,6 +100,7 @@ def test_select_and_plain_functions_go_on(values: list[Any]) -> None:
 def test_functions_that_remember_go_on(values: list[Any]) -> None:
     check_operator(lambda: Map(inputs=("readings",), function=Change()), values)
     check_operator(lambda: Filter(inputs=("readings",), function=Rises()), values)
+    check_operator(lambda: FlatMap(inputs=("readings",), function=Change()), values)
 
 
 def test_a_function_that_hides_what_it_remembers_does_not_go_on() -> None:
@@ -114,6 +116,7 @@ def test_a_function_that_hides_what_it_remembers_does_not_go_on() -> None:
     "operator",
     [
         Select(inputs=("readings",), fields=("a",)),
+        Rename(inputs=("readings",), fields={"a": "b"}),
         Map(inputs=("readings",), function=double),
         Filter(inputs=("readings",), function=double),
     ],
