@@ -7,16 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from streamflow.cli import exit_codes
 from streamflow.errors import StreamflowError, suggestion
 from streamflow.graph import Graph
 from streamflow.models.declaration import Model
-from streamflow.models.heads import make_head, one_tensor
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
+from streamflow.models.shapes import ShapeError, fitted_head, random_inputs
 from streamflow.pipeline import Pipeline
 from streamflow.pipeline.plan import Plan
 
@@ -57,7 +54,9 @@ def plan_graph(
                 svg.write_text(plans[name].svg(), encoding="utf-8")
     except (StreamflowError, OSError) as error:
         failure = f"{where}{error}"
-        code = exit_codes.USAGE if isinstance(error, ArgumentError) else exit_codes.FAILED
+        code = (
+            exit_codes.USAGE if isinstance(error, ArgumentError | ShapeError) else exit_codes.FAILED
+        )
         sys.stderr.write(f"failed: {failure}\n")
     _print(graph, plans, failure, as_json=as_json)
     return code
@@ -92,14 +91,6 @@ def _chosen(graph: Graph, model: str | None, *, needs_one: bool) -> list[str]:
     return names
 
 
-def _width(network: nn.Module) -> int | None:
-    """Return how many numbers the first layer takes, if that is all that it takes."""
-    first = next((part for part in network.modules() if not list(part.children())), None)
-    if isinstance(first, nn.Linear):
-        return first.in_features
-    return first.input_size if isinstance(first, nn.RNNCellBase) else None
-
-
 def _plan(model: Model, folder: Path, asked: Shape | None) -> Plan:
     """Measure a model with one record of standard-normal features.
 
@@ -107,42 +98,10 @@ def _plan(model: Model, folder: Path, asked: Shape | None) -> Plan:
         StreamflowError: It cannot be measured.
     """
     network = build_network(model, folder)
-    shape = asked or _shape(model, network)
-    inputs = torch.randn(1, *shape, generator=torch.Generator().manual_seed(model.seed))
-    target = _target(model, folder, inputs)
+    inputs = random_inputs(model, network, asked)
+    target = fitted_head(model, folder, inputs).stack([None])
     with Pipeline(network, **pipeline_options(model, folder)) as pipeline:
         return pipeline.plan(inputs, target if model.learn and model.target else None)
-
-
-def _shape(model: Model, network: nn.Module) -> Shape:
-    """Return the shape of a record's input, as the first layer or else the features tell it."""
-    width = _width(network)
-    if width is not None:
-        return (width,)
-    if isinstance(model.features, str):
-        message = (
-            f"expected the shape of {model.features}, which neither the graph nor the first layer "
-            "tells, got none; pass it, as in --shape 3,32,32"
-        )
-        raise ArgumentError(message)
-    return (len(model.features),)
-
-
-def _target(model: Model, folder: Path, inputs: Tensor) -> Tensor:
-    """Return a target as the loss takes it: zero, or the first class."""
-    network = build_network(model, folder)  # one of its own, as it is to predict here
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = network.eval()(inputs)
-    except Exception as error:  # a network may refuse a shape in any way
-        message = (
-            f"expected a network that takes features of shape {list(inputs.shape[1:])}, got "
-            f"{error}; pass their shape, as in --shape 3,32,32"
-        )
-        raise ArgumentError(message) from error
-    head = make_head(model)
-    head.fit(one_tensor(output))
-    return head.stack([None])
 
 
 def _print(graph: Graph, plans: dict[str, Plan], failure: str | None, *, as_json: bool) -> None:
