@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from streamflow import delimited
 from streamflow.contracts import Fetch
-from streamflow.delimited import read_column, read_rows, write_cell, write_rows
 from streamflow.encodings import dump_json, dump_msgpack, load_json, load_msgpack
 from streamflow.errors import GraphError, suggestion
 from streamflow.framing import CsvSplitter, LineSplitter, MsgpackSplitter, Splitter
@@ -322,6 +322,10 @@ class CsvCodec:
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
         """Return columns by field."""
+        num_fields = len(self._fields)
+        numbers = delimited.read_numbers(payloads, num_fields=num_fields, **self._dialect)
+        if numbers is not None:
+            return Decoded(dict(zip(self._fields, numbers, strict=True)))
         causes: Mapping[int, str] = {}
         try:
             rows = self._rows(payloads)
@@ -329,24 +333,24 @@ class CsvCodec:
             rows, causes = _convert(
                 lambda payload: self._rows([payload])[0],
                 payloads,
-                f"a csv row of {len(self._fields)} fields",
+                f"a csv row of {num_fields} fields",
             )
-        columns = zip(*rows, strict=True) if rows else ((),) * len(self._fields)
-        values = map(read_column, columns)
+        columns = zip(*rows, strict=True) if rows else ((),) * num_fields
+        values = map(delimited.read_column, columns)
         return Decoded(dict(zip(self._fields, values, strict=True)), causes)
 
     def encode(self, batch: Batch) -> Encoded:
         """Return rows; a field that a record lacks is an empty cell, one too many an error."""
         cells, causes = _convert(self._cells, batch.rows(), "values that a csv row holds")
-        return Encoded(write_rows(cells, **self._dialect), causes)
+        return Encoded(delimited.write_rows(cells, **self._dialect), causes)
 
     def header(self) -> bytes:
         """Return the row that names the fields."""
-        return write_rows([self._fields], **self._dialect)[0]
+        return delimited.write_rows([self._fields], **self._dialect)[0]
 
     def _rows(self, payloads: Iterable[bytes]) -> list[list[str]]:
         texts = [str(payload, "utf-8") for payload in payloads]
-        return read_rows(texts, num_fields=len(self._fields), **self._dialect)
+        return delimited.read_rows(texts, num_fields=len(self._fields), **self._dialect)
 
     def _cells(self, value: Any) -> list[str | int | float | None]:
         if not self._fields or not isinstance(value, Mapping):
@@ -356,7 +360,7 @@ class CsvCodec:
             unknown = ", ".join(str(name) for name in value if name not in self._known)
             message = f"the unknown fields {unknown}"
             raise ValueError(message)
-        return [write_cell(value.get(name)) for name in self._fields]
+        return [delimited.write_cell(value.get(name)) for name in self._fields]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,23 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import orjson
+
 from streamflow.encodings import dump_json
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
-_MOST_DIGITS: Final = 300
-"""Of a number that is surely finite as a float and not too long for int()."""
+
+_SHAPES: Final = bytes.maketrans(
+    bytes(range(256)),
+    bytes(
+        ord("0" if c in b"0123456789" else "," if c in b",\n+-" else "." if c in b".eE" else "?")
+        for c in range(256)
+    ),
+)
+"""Digits, what they begin with, and what goes on with a number; nothing else is in a plain one."""
+
+_LONG_INTEGER: Final = b"," + 19 * b"0"
+_LONG_FRACTION: Final = b"." + 300 * b"0"
 
 _LONGEST: Final = 4000
 """Of an integer's text; Python refuses to read or write one that is a little longer."""
@@ -47,13 +59,48 @@ def read_cell(text: str) -> int | float | str | None:
 
 def read_column(cells: Sequence[str]) -> list[Any]:
     """Return what each cell means, as `read_cell` says, in less time where all are numbers."""
-    is_plain = not "".join(cells).strip("0123456789.+-")
-    if is_plain and max(map(len, cells), default=0) < _MOST_DIGITS:
-        try:
-            return [float(cell) if "." in cell else int(cell) for cell in cells]
-        except ValueError:  # an empty cell, a date, an address
-            return list(map(read_cell, cells))
-    return list(map(read_cell, cells))
+    text = ",".join(cells).encode()
+    numbers: list[Any] | None = _load(b"[%b]" % text) if _is_plain(text) else None
+    if numbers is not None and len(numbers) == len(cells):  # not so if one has a comma in it
+        return numbers
+    meanings = {cell: read_cell(cell) for cell in set(cells)}
+    return [meanings[cell] for cell in cells]
+
+
+def read_numbers(
+    payloads: Sequence[bytes], *, num_fields: int, delimiter: str, quotechar: str
+) -> list[list[Any]] | None:
+    """Return what the cells of rows mean, by column; None if any is not a number written plainly.
+
+    It is what `read_rows` and `read_cell` say, in much less time: all are one array in JSON.
+    """
+    text = b"\n".join(payloads).replace(b"\r\n", b"\n").removesuffix(b"\r")
+    has_text = quotechar.encode() in text or (delimiter != "," and b"," in text)
+    if has_text or text.count(b"\n") != len(payloads) - 1:  # a payload is not one line
+        return None
+    text = text.replace(delimiter.encode(), b",")
+    if not _is_plain(text):
+        return None
+    rows: list[list[Any]] | None = _load(b"[[%b]]" % text.replace(b"\n", b"],["))
+    if rows is None or not {num_fields}.issuperset(map(len, rows)):
+        return None
+    return list(map(list, zip(*rows, strict=True)))
+
+
+def _is_plain(text: bytes) -> bool:
+    """Return whether cells may be read as JSON: what is valid there means the same there.
+
+    That is so of numbers whose integers have 64 bits and that `read_cell` takes for no text.
+    """
+    shape = (b"," + text).translate(_SHAPES)
+    return not (b"?" in shape or _LONG_INTEGER in shape or _LONG_FRACTION in shape)
+
+
+def _load(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:  # such as 007, or no number at all
+        return None
 
 
 def write_cell(value: Any) -> str | int | float | None:
