@@ -99,7 +99,8 @@ def _plan(model: Model, folder: Path, asked: Shape | None) -> Plan:
     """
     network = build_network(model, folder)
     inputs = random_inputs(model, network, asked)
-    target = fitted_head(model, folder, inputs).stack([None])
+    head = fitted_head(model, folder, inputs)
+    target = head.stack(head.encode([None])[0])
     with Pipeline(network, **pipeline_options(model, folder)) as pipeline:
         return pipeline.plan(inputs, target if model.learn and model.target else None)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from streamflow.records import MISSING, Batch, Column, column_items
 
+_PLAIN = frozenset({float, int, bool})
+_MOST_EXACT = 2.0**53
 _UNREADABLE = (TypeError, ValueError, RuntimeError, OverflowError)
 
 
@@ -44,13 +46,15 @@ class FeatureReader:
         """Return the inputs if all features are finite numbers, the usual case."""
         if self._keeps_shape:
             return None
-        try:
-            rows = list(zip(*map(column_items, columns), strict=True))
-            inputs_NF = torch.tensor(rows, dtype=torch.float32)
-        except _UNREADABLE:
+        if self.shape not in (None, (len(columns),)):
             return None
-        fits = inputs_NF.dim() == 2 and self.shape in (None, tuple(inputs_NF.shape[1:]))
-        return inputs_NF if fits and bool(torch.isfinite(inputs_NF).all()) else None
+        inputs_NF = np.empty((len(columns[0]), len(columns)), dtype=np.float32)
+        for place, column in enumerate(columns):
+            numbers_N = number_column(column)
+            if numbers_N is None:
+                return None
+            inputs_NF[:, place] = numbers_N
+        return torch.from_numpy(inputs_NF)
 
     def _read_singly(self, columns: Sequence[Column]) -> tuple[Tensor, Mapping[int, str]]:
         arrays: dict[int, np.ndarray[Any, Any]] = {}
@@ -72,6 +76,31 @@ class FeatureReader:
         """Return one record's input, of any shape."""
         parts = [numbers(value, field) for value, field in zip(row, self._fields, strict=True)]
         return parts[0] if self._keeps_shape else np.concatenate([part.ravel() for part in parts])
+
+
+def number_column(column: Column) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    """Return a column as float32 (N,) if it holds plain numbers that `numbers` takes, else None.
+
+    Each is what `numbers` makes of it. That also takes what this does not: it is for the usual
+    case, all at once.
+    """
+    if isinstance(column, list):
+        kinds = set(map(type, column))
+        if not kinds <= _PLAIN:
+            return None
+        try:
+            wide_N = np.fromiter(column, np.float64, len(column))
+        except OverflowError:
+            return None
+        if int in kinds and bool((np.abs(wide_N) >= _MOST_EXACT).any()):
+            return None  # such an integer is not what it was
+    elif column.ndim == 1 and column.dtype.kind in "biuf":
+        wide_N = column
+    else:
+        return None
+    with np.errstate(over="ignore"):
+        column_N = wide_N.astype(np.float32)
+    return column_N if bool(np.isfinite(column_N).all()) else None
 
 
 def numbers(value: Any, field: str) -> np.ndarray[Any, Any]:

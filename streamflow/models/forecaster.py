@@ -22,6 +22,7 @@ from streamflow.models.holding import Held, Holding
 from streamflow.models.node import ModelNode
 from streamflow.models.samples import Samples
 from streamflow.models.scaling import TargetScale
+from streamflow.models.targets import Targets
 from streamflow.pipeline import Pipeline
 from streamflow.records import Values
 
@@ -79,7 +80,7 @@ class Forecaster(ModelNode):
         predictions: list[Predicted] = []
         for place in range(len(samples)):
             row = self._row_of(samples.batch.keys[place] if samples.batch.keys else None)
-            target = self._learn_held(row, samples.targets[place], samples.encoded[place])
+            target = self._learn_held(row, samples.targets[place], samples.encoded.select([place]))
             if target is not None:
                 self._held.set_newest(row, target)
                 self._newest = target
@@ -100,14 +101,14 @@ class Forecaster(ModelNode):
         values = self._values(kept, _joined(predictions), [None] * len(kept), steps)
         return kept, values, refused
 
-    def _learn_held(self, row: int, target: Any, encoded: Any) -> Any:
+    def _learn_held(self, row: int, target: Any, encoded: Targets) -> Any:
         """Learn the record whose target this is, if one is due; return the target, plain."""
         if target is not None:
             target = self._head.plain(target)
         learned = encoded
         if self._model.standardize_target:
-            self._scale, scaled = self._target_scale().absorb([encoded])
-            learned = scaled.targets[0]
+            self._scale, scaled = self._target_scale().absorb(encoded)
+            learned = scaled.targets
         if self._held.count(row) < self._horizon:
             return target
         held = self._held.pop(row)
@@ -116,7 +117,7 @@ class Forecaster(ModelNode):
             return target
         self._met.append((held, target))
         if self._model.learn:
-            self._pipeline.learn(held.inputs, self._head.stack([learned]))
+            self._pipeline.learn(held.inputs, self._head.stack(learned))
         return target
 
     def _score_met(self) -> None:
@@ -131,7 +132,8 @@ class Forecaster(ModelNode):
     def _predict(self, inputs: Tensor) -> Predicted:
         outputs = one_tensor(self._pipeline.infer(inputs))
         if self._model.standardize_target:
-            _, now = self._target_scale().absorb([None])
+            none, _ = self._head.encode([None])
+            _, now = self._target_scale().absorb(none)
             outputs = now.restore(outputs)
         return self._head.decode(outputs)
 

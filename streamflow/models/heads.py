@@ -5,9 +5,11 @@ Shapes: N records, C classes or outputs.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from streamflow.errors import StreamflowError
 from streamflow.models.declaration import Model, Task
-from streamflow.models.features import numbers
+from streamflow.models.features import number_column, numbers
+from streamflow.models.targets import Targets
 from streamflow.records import MISSING
 
 Predicted: TypeAlias = dict[str, list[Any]]
@@ -41,20 +44,25 @@ class Head(ABC):
         """
         self.output_shape = tuple(output.shape[1:])
 
-    def encode(self, values: Sequence[Any]) -> tuple[list[Any], Mapping[int, str]]:
-        """Return each target as the loss wants it, ``None`` where it is not known, and causes."""
-        encoded: list[Any] = []
+    def encode(self, values: Sequence[Any]) -> tuple[Targets, Mapping[int, str]]:
+        """Return targets as the loss wants them, not known where there is a cause, and causes.
+
+        Args:
+            values: As they stand in the records, ``None`` or `MISSING` where there is none.
+        """
+        if (encoded := self._encode_all(values)) is not None:
+            return Targets(encoded, np.ones(len(values), dtype=np.bool_)), {}
+        targets = self._blank(len(values))
         causes: dict[int, str] = {}
         for index, value in enumerate(values):
             if value is None or value is MISSING:
-                encoded.append(None)
                 continue
             try:
-                encoded.append(self._encode(value))
+                targets.values[index] = self._encode(value)
+                targets.is_known[index] = True
             except (TypeError, ValueError, OverflowError) as error:
-                encoded.append(None)
                 causes[index] = str(error)
-        return encoded, causes
+        return targets, causes
 
     @abstractmethod
     def plain(self, target: Any) -> Any:
@@ -73,8 +81,16 @@ class Head(ABC):
         """Return one target, or raise ValueError with the cause."""
 
     @abstractmethod
-    def stack(self, encoded: Sequence[Any]) -> Tensor:
-        """Return encoded targets as the loss takes them, zero where one is ``None``."""
+    def _encode_all(self, values: Sequence[Any]) -> np.ndarray[Any, Any] | None:
+        """Return all targets at once, as `_encode` does each, if they are of the usual kind."""
+
+    @abstractmethod
+    def _blank(self, count: int) -> Targets:
+        """Return so many targets that are not known."""
+
+    @abstractmethod
+    def stack(self, targets: Targets) -> Tensor:
+        """Return targets as the loss takes them, any that it takes where one is not known."""
 
     @abstractmethod
     def decode(self, outputs: Tensor) -> Predicted:
@@ -90,26 +106,31 @@ class RegressionHead(Head):
 
     def _encode(self, value: Any) -> Any:
         array = numbers(value, self._target)
-        if array.size != int(np.prod(self.output_shape)):
+        if array.size != math.prod(self.output_shape):
             message = (
-                f"expected {int(np.prod(self.output_shape))} numbers for {self._target}, "
+                f"expected {math.prod(self.output_shape)} numbers for {self._target}, "
                 f"as many as the network's outputs, found {array.size}"
             )
             raise ValueError(message)
         return array.reshape(self.output_shape)
+
+    def _encode_all(self, values: Sequence[Any]) -> np.ndarray[Any, Any] | None:
+        if math.prod(self.output_shape) != 1 or (column := number_column(list(values))) is None:
+            return None
+        return column.reshape(len(column), *self.output_shape)
+
+    def _blank(self, count: int) -> Targets:
+        shape = (count, *self.output_shape)
+        return Targets(np.zeros(shape, np.float32), np.zeros(count, np.bool_))
 
     def plain(self, target: Any) -> Any:
         """Return a number, or a list of them."""
         array = np.asarray(target, dtype=np.float64)
         return array.item() if array.size == 1 else array.ravel().tolist()
 
-    def stack(self, encoded: Sequence[Any]) -> Tensor:
+    def stack(self, targets: Targets) -> Tensor:
         """Return targets of the outputs' shape, float32."""
-        targets = np.zeros((len(encoded), *self.output_shape), dtype=np.float32)
-        for index, value in enumerate(encoded):
-            if value is not None:
-                targets[index] = value
-        return torch.from_numpy(targets)
+        return torch.from_numpy(targets.values.astype(np.float32))
 
     def decode(self, outputs: Tensor) -> Predicted:
         """Return numbers, or lists of them."""
@@ -134,6 +155,15 @@ class ClassHead(Head):
             expected = reprlib.repr(list(self.classes or ()))
             message = f"expected a class of {expected}, found {reprlib.repr(value)}"
             raise ValueError(message) from None
+
+    def _encode_all(self, values: Sequence[Any]) -> np.ndarray[Any, Any] | None:
+        try:
+            return np.array(itemgetter(*values)(self._indices), dtype=np.int64).reshape(-1)
+        except (KeyError, TypeError):
+            return None
+
+    def _blank(self, count: int) -> Targets:
+        return Targets(np.zeros(count, np.int64), np.zeros(count, np.bool_))
 
     def plain(self, target: Any) -> Any:
         """Return the label as it was declared."""
@@ -190,10 +220,9 @@ class BinaryHead(ClassHead):
             raise OutputError(message)
         self._set_classes(2)
 
-    def stack(self, encoded: Sequence[Any]) -> Tensor:
+    def stack(self, targets: Targets) -> Tensor:
         """Return 0 or 1 in the outputs' shape, float32."""
-        targets = torch.tensor([float(index or 0) for index in encoded])
-        return targets.reshape(len(encoded), *self.output_shape)
+        return torch.from_numpy(targets.values).float().reshape(len(targets), *self.output_shape)
 
     def decode(self, outputs: Tensor) -> Predicted:
         """Return the likelier label and both probabilities."""
@@ -221,9 +250,9 @@ class ClassificationHead(ClassHead):
             raise OutputError(message)
         self._set_classes(output.shape[1])
 
-    def stack(self, encoded: Sequence[Any]) -> Tensor:
+    def stack(self, targets: Targets) -> Tensor:
         """Return class indices (N,)."""
-        return torch.tensor([index or 0 for index in encoded], dtype=torch.int64)
+        return torch.from_numpy(targets.values.copy())
 
     def decode(self, outputs: Tensor) -> Predicted:
         """Return the likeliest label and all probabilities."""

@@ -44,11 +44,13 @@ class Learner(ModelNode):
         if not self._model.learn or not self._model.target:
             return one_tensor(self._pipeline.process(samples.inputs, keys=self._streams(samples)))
         encoded = scaled.targets if scaled else samples.encoded
-        is_known = torch.tensor([value is not None for value in encoded])
-        targets = self._head.stack(encoded)
+        is_known = None if encoded.is_known.all() else torch.from_numpy(encoded.is_known)
         return one_tensor(
             self._pipeline.process(
-                samples.inputs, targets, learn=is_known, keys=self._streams(samples)
+                samples.inputs,
+                self._head.stack(encoded),
+                learn=is_known,
+                keys=self._streams(samples),
             )
         )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from streamflow.errors import SampleError
 from streamflow.models.features import FeatureReader
 from streamflow.models.heads import Head, one_tensor
+from streamflow.models.targets import Targets
 from streamflow.pipeline import Pipeline
 from streamflow.records import MISSING, Batch, column_items
 
@@ -28,14 +29,14 @@ class Samples:
         batch: The records.
         inputs: The network's inputs (n, ...).
         targets: Each target as it stands in the record, ``None`` where there is none.
-        encoded: Each target as the loss wants it, ``None`` where there is none.
+        encoded: The targets as the loss wants them.
     """
 
     indices: Sequence[int]
     batch: Batch
     inputs: Tensor
     targets: Sequence[Any]
-    encoded: Sequence[Any]
+    encoded: Targets
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -52,7 +53,7 @@ class Samples:
             self.batch.select(kept),
             self.inputs[list(kept)],
             [self.targets[place] for place in kept],
-            [self.encoded[place] for place in kept],
+            self.encoded.select(kept),
         )
 
 
@@ -76,7 +77,8 @@ class SampleReader:
         causes = {} if self._features.shape is not None else self._fit(batch)
         targets = self._targets(batch)
         if self._features.shape is None:  # no record of the batch fits
-            return Samples([], batch.slice(0, 0), Tensor(), [], []), causes
+            encoded, _ = self._head.encode([])
+            return Samples([], batch.slice(0, 0), Tensor(), [], encoded), causes
         inputs, unreadable = self._features.read(batch)
         encoded, unknown = self._head.encode(targets)
         samples = Samples(range(len(batch)), batch, inputs, targets, encoded)

@@ -6,7 +6,7 @@ Shapes: N records, K of them with a target, C outputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamflow.models.targets import Targets
 from streamflow.moments import Floats, Moments
 
 
@@ -22,12 +23,12 @@ class Scaled:
     """Targets in the scale's units, and what scales outputs back.
 
     Attributes:
-        targets: Each target with the statistics that include it; ``None`` where there is none.
+        targets: Each target with the statistics that include it.
         means_NC: Mean before each record's target.
         deviations_NC: Standard deviation before each record's target.
     """
 
-    targets: list[Any]
+    targets: Targets
     means_NC: Floats
     deviations_NC: Floats
 
@@ -60,28 +61,24 @@ class TargetScale:
         """Return copies of the statistics."""
         return self._moments.state()
 
-    def absorb(self, encoded: Sequence[Any]) -> tuple[TargetScale, Scaled]:
+    def absorb(self, encoded: Targets) -> tuple[TargetScale, Scaled]:
         """Return the scale after some targets, given in order, and what they are in its units."""
         after = copy.copy(self)
         after._moments = copy.copy(self._moments)
-        is_known_N = np.array([value is not None for value in encoded], dtype=np.intp)
-        known = [value.ravel() for value in encoded if value is not None]
         means, deviations = self._mean_C()[None], self._deviation_C()[None]
-        if known:
-            means_KC, variances_KC = after._moments.absorb(np.array(known, dtype=np.float64))
+        values_NC = encoded.values.reshape(len(encoded), means.shape[1])
+        if encoded.is_known.any():
+            known_KC = values_NC[encoded.is_known].astype(np.float64)
+            means_KC, variances_KC = after._moments.absorb(known_KC)
             # row k: the statistics after k of the known targets
             means = np.concatenate([means, means_KC[1:], after._mean_C()[None]])
             deviations = np.concatenate(
                 [deviations, _deviation(variances_KC[1:]), after._deviation_C()[None]]
             )
-        seen_N = np.cumsum(is_known_N)
-        targets = [
-            None
-            if value is None
-            else (value - means[seen].reshape(value.shape)) / deviations[seen].reshape(value.shape)
-            for value, seen in zip(encoded, seen_N.tolist(), strict=True)
-        ]
-        before_N = seen_N - is_known_N
+        seen_N = np.cumsum(encoded.is_known)
+        scaled_NC = (values_NC - means[seen_N]) / deviations[seen_N]
+        targets = Targets(scaled_NC.reshape(encoded.values.shape), encoded.is_known)
+        before_N = seen_N - encoded.is_known
         return after, Scaled(targets, means[before_N], deviations[before_N])
 
     def _mean_C(self) -> Floats:
