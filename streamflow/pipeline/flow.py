@@ -1,5 +1,6 @@
 """Samples on their way through the stages, and what interrupts them."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -7,11 +8,13 @@ from streamflow.errors import OptionError, PartitionError, SampleError, StageErr
 from streamflow.pipeline import trees
 from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.assembly import Assembly, reassemble
+from streamflow.pipeline.batching import Batching, count_quiet, runs
 from streamflow.pipeline.devices import await_here, now
 from streamflow.pipeline.messages import Activation, Arrival, Drain, Output, Peek, Result, Sample
 from streamflow.pipeline.states import Key
 from streamflow.pipeline.switching import Chunk, Switch
 from streamflow.pipeline.timeline import Event
+from streamflow.pipeline.trial import FEWEST
 from streamflow.pipeline.updates import clip
 from streamflow.pipeline.worker import failure
 
@@ -22,16 +25,31 @@ class Flow:
     Attributes:
         switch: What leads samples to compiled code; None where nothing is compiled.
         failure: What broke it.
+
+    Args:
+        assembly: The stages and what runs them.
+        clip_norm: Largest norm of a gradient over all stages.
+        switch: As above.
+        may_batch: Whether samples that are not learned may share a forward, equal to rounding.
     """
 
     def __init__(
-        self, assembly: Assembly, *, clip_norm: float | None, switch: Switch | None = None
+        self,
+        assembly: Assembly,
+        *,
+        clip_norm: float | None,
+        switch: Switch | None = None,
+        may_batch: bool = False,
     ) -> None:
         self.assembly = assembly
         self.switch = switch
         self.failure: StageError | None = None
+        self._batching = (
+            Batching(assembly.module, assembly.stages, self._peek_batches) if may_batch else None
+        )
         self._clip_norm = clip_norm
         self._has_gradients = False
+        self._quiet = sys.maxsize
         self._is_watched = False
 
     def process(self, batch: Batch, *, number: int) -> Chunk:
@@ -44,14 +62,15 @@ class Flow:
         Raises:
             StageError: A stage raised, or the outputs differ in shape.
         """
+        found = self._process(batch, number)
+        self._quiet = count_quiet(batch.is_learned, len(batch), self._quiet)
+        return found
 
+    def _process(self, batch: Batch, number: int) -> Chunk:
         def eager(first: int, stop: int) -> Chunk:
-            samples = batch.samples(first, stop, number=number)
-            outputs = self.send(samples, batch.rows[first:stop])
-            values = trees.stack_samples([output.value for output in outputs])
-            return values, [output.steps for output in outputs]
+            return self._eagerly(batch, first, stop, number)
 
-        if self.switch is None or self._is_watched:
+        if self.switch is None or self._is_watched or True not in batch.is_learned:
             return eager(0, len(batch))
         try:
             return self.switch.process(batch, eager)
@@ -65,6 +84,43 @@ class Flow:
                 else _interrupted(error)
             )
             raise self._break(broken) from error
+
+    def _eagerly(self, batch: Batch, first: int, stop: int, number: int) -> Chunk:
+        """Run samples from one to another through the stages, together where that is the same."""
+        if self._batching is None or self._is_watched or stop - first < FEWEST:
+            return self._one_by_one(batch, first, stop, number)
+        quiet = count_quiet(batch.is_learned, first, self._quiet)
+        parts = runs(batch.is_learned, first, stop, quiet=quiet, lag=self._lag)
+        chunks = [
+            (may_share and self._together(self._batching, batch, begin, end))
+            or self._one_by_one(batch, begin, end, number)
+            for begin, end, may_share in parts
+        ]
+        if len(chunks) == 1:
+            return chunks[0]
+        values = [outputs for outputs, _ in chunks]
+        firsts = [trees.map_tensors(lambda t: t[:1], outputs) for outputs in values]
+        self._check_alike([number + begin for begin, _, _ in parts], firsts)
+        return trees.stack_samples(values), [step for _, steps in chunks for step in steps]
+
+    def _together(self, batching: Batching, batch: Batch, first: int, stop: int) -> Chunk | None:
+        """Predict samples that are not learned, where no gradient is in flight."""
+        inputs = trees.map_tensors(lambda tensor: tensor[first:stop], batch.inputs)
+        outputs = batching.predict(inputs, stop - first, may_try=True)
+        if outputs is None:
+            return None
+        return outputs, [self.assembly.stages[0].updates.made] * (stop - first)
+
+    def _one_by_one(self, batch: Batch, first: int, stop: int, number: int) -> Chunk:
+        samples = batch.samples(first, stop, number=number)
+        outputs = self.send(samples, batch.rows[first:stop])
+        values = trees.stack_samples([output.value for output in outputs])
+        return values, [output.steps for output in outputs]
+
+    @property
+    def _lag(self) -> int:
+        """Samples after a learned one that see other weights than those that follow, at most."""
+        return 2 * (len(self.assembly.stages) - 1)
 
     def send(self, samples: Sequence[Sample], rows: Sequence[Any]) -> list[Output]:
         """Predict samples in order and learn from them; gradients may stay in flight.
@@ -81,8 +137,26 @@ class Flow:
         else:
             results = self._exchange(arrivals, len(arrivals))
         outputs = [result for result in results if isinstance(result, Output)]
-        self._check_alike(samples, outputs)
+        numbers = [sample.number for sample in samples]
+        self._check_alike(numbers, [output.value for output in outputs])
         return self._handed_over(outputs)
+
+    def infer(self, inputs: Any, keys: Sequence[Key]) -> Any:
+        """Predict each of some samples (n, ...) as if it were the next one.
+
+        Raises:
+            OptionError: The network cannot learn sample by sample.
+            SampleError: A sample does not fit the network.
+        """
+        count = len(keys)
+        if self._batching is not None and count >= FEWEST:
+            outputs = self._batching.predict(inputs, count, may_try=self._quiet >= self._lag)
+            if outputs is not None:
+                return outputs
+        return trees.stack_samples(self.peek(trees.split_samples(inputs, count), keys))
+
+    def _peek_batches(self, batches: Sequence[Any]) -> list[Any]:
+        return self.peek(batches, [None] * len(batches))
 
     def peek(self, rows: Sequence[Any], keys: Sequence[Key]) -> list[Any]:
         """Predict each sample as if it were the next one.
@@ -107,6 +181,7 @@ class Flow:
             with self.assembly.in_its_modes():
                 self._exchange([Drain()], len(self.assembly.stages))
             self._has_gradients = False
+        self._quiet = sys.maxsize
 
     def watch(self, record: Callable[[Event], None] | None) -> None:
         """Tell ``record`` of every action from now on."""
@@ -152,17 +227,17 @@ class Flow:
         for stage in self.assembly.stages:
             stage.apply()
 
-    def _check_alike(self, samples: Sequence[Sample], outputs: Sequence[Output]) -> None:
-        if len(outputs) < 2:
+    def _check_alike(self, numbers: Sequence[int], values: Sequence[Any]) -> None:
+        if len(values) < 2:
             return
-        kinds = [trees.shapes(output.value) for output in outputs]
-        for sample, kind in zip(samples, kinds, strict=True):
+        kinds = [trees.shapes(value) for value in values]
+        for number, kind in zip(numbers, kinds, strict=True):
             if kind != kinds[0]:
                 last = self.assembly.stages[-1]
                 raise self._break(
                     StageError(
-                        f"stage {last.index} ({last.name}), sample {sample.number}: expected an "
-                        f"output like that of sample {samples[0].number}, {kinds[0]}, got {kind}; "
+                        f"stage {last.index} ({last.name}), sample {number}: expected an "
+                        f"output like that of sample {numbers[0]}, {kinds[0]}, got {kind}; "
                         "make the network return one shape, or process such samples in calls of "
                         "their own, with a new pipeline, as this one is broken"
                     )

@@ -37,7 +37,8 @@ class Pipeline:
     Each sample causes one update in every stage. With more than one stage a gradient is applied
     some updates after its sample was predicted; ``schedule`` says how many and ``backward`` at
     which input and weights the gradient is taken. Equal drain points give equal results, however
-    the stream is cut into calls (``greedy`` in threads excepted).
+    the stream is cut into calls (``greedy`` in threads excepted): bitwise with ``compile=False``,
+    and otherwise to rounding.
 
     A pipeline is a context manager: leaving it drains, leaving it by an exception abandons what is
     in flight. It is not safe to call from two threads at the same time.
@@ -65,7 +66,9 @@ class Pipeline:
             compiled code: each by an update of its own as ever, equal to rounding. True waits for
             the compiler. That takes a C++ compiler, one stage on the CPU, and SGD, Adam, AdamW,
             RMSprop or Adagrad; where it cannot be, or is not faster, learning stays eager, and
-            :attr:`learning` and a warning say why. False is eager and bitwise reproducible.
+            :attr:`learning` and a warning say why. Unless it is False, samples that wait and are
+            not learned share one forward, where the network is found to treat each row of a batch
+            as if it were alone. False is eager, one by one, and bitwise reproducible.
         state: Names of buffers that are recurrent state: what a sample's forward leaves in them
             the next sample of the same key finds there. Gradients reach one sample deep.
         max_keys: Streams whose recurrent state is kept; beyond it the one that was not seen for
@@ -156,7 +159,12 @@ class Pipeline:
         assembly = assemble(self._module, cuts, executor, self._options, self._initial)
         self._why_eager = why_eager(assembly, self._options)
         switch = None if self._why_eager else Switch(assembly.stages[0], self._options)
-        flow = self._flow = Flow(assembly, clip_norm=self._options.clip_norm, switch=switch)
+        flow = self._flow = Flow(
+            assembly,
+            clip_norm=self._options.clip_norm,
+            switch=switch,
+            may_batch=self._options.compile is not False,
+        )
         self._admission = Admission(
             self._options.loss,
             input_device=assembly.stages[0].lane.device,
@@ -345,8 +353,7 @@ class Pipeline:
         streams = self._admission.keys(keys, count)
         if count == 0:
             return self._no_outputs(inputs)
-        rows = trees.split_samples(self._admission.own(inputs), count)
-        return trees.stack_samples(flow.peek(rows, streams))
+        return flow.infer(self._admission.own(inputs), streams)
 
     def drain(self) -> None:
         """Apply every gradient in flight, in schedule order; the next sample enters at slot 0."""

@@ -96,7 +96,7 @@ def test_bad_regression_targets(target: Any) -> None:
         assert outcome.each("prediction") == clean.each("prediction")
 
 
-@pytest.mark.parametrize("declared", [model(), model(horizon=2), model(learn=False)])
+@pytest.mark.parametrize("declared", [model(), model(horizon=2), model(learn=False, compile=False)])
 def test_a_key_that_cannot_be_told_apart_or_kept_is_refused(declared: Model) -> None:
     good = readings(6)
     bad: list[Any] = [(1, 2), [1], {"machine": 1}, math.nan]
