@@ -16,9 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from streamflow import delimited
+from streamflow import delimited, encodings
 from streamflow.contracts import Fetch
-from streamflow.encodings import dump_json, dump_msgpack, load_json, load_msgpack
 from streamflow.errors import GraphError, suggestion
 from streamflow.framing import CsvSplitter, LineSplitter, MsgpackSplitter, Splitter
 from streamflow.nodes import Declaration
@@ -291,20 +290,25 @@ FormatField: TypeAlias = Annotated[FileFormatField, AfterValidator(_check_codec)
 
 class _JsonCodec:
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        values, causes = _convert(load_json, payloads, "JSON")
+        values, causes = _convert(encodings.load_json, payloads, "JSON")
         return Decoded(to_columns(values), causes)
 
     def encode(self, batch: Batch) -> Encoded:
-        return Encoded(*_convert(dump_json, batch.rows(), "a value that JSON holds"))
+        rows = batch.rows()
+        try:
+            return Encoded(encodings.dump_json_each(rows))
+        except Exception:  # at least one is bad: find out which
+            return Encoded(*_convert(encodings.dump_json, rows, "a value that JSON holds"))
 
 
 class _MsgpackCodec:
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        values, causes = _convert(load_msgpack, payloads, "msgpack")
+        values, causes = _convert(encodings.load_msgpack, payloads, "msgpack")
         return Decoded(to_columns(values), causes)
 
     def encode(self, batch: Batch) -> Encoded:
-        return Encoded(*_convert(dump_msgpack, batch.rows(), "a value that msgpack holds"))
+        rows = batch.rows()
+        return Encoded(*_convert(encodings.dump_msgpack, rows, "a value that msgpack holds"))
 
 
 class CsvCodec:

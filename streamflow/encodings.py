@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Final
 
@@ -21,6 +21,11 @@ _TENSOR_DTYPES: Final = frozenset(
 
 MOST_CONTAINERS: Final = 2**20
 """Lists and mappings in one value. An empty one takes one byte of a payload, and 72 of memory."""
+
+_JSON_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
+
+_LINE_BREAK: Final = orjson.Fragment(b"\n")
+"""What stands nowhere else in compact JSON, as within text it is escaped."""
 
 _KEYS: Final = frozenset({str, bytes})
 
@@ -54,15 +59,34 @@ def dump_json(value: Any) -> bytes:
         ValueError: It holds a number that is not finite.
         TypeError: It holds something else that JSON has no notation for.
     """
-    payload = orjson.dumps(
-        value,
-        default=_json_equivalent,
-        option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS,
-    )
+    payload = orjson.dumps(value, default=_json_equivalent, option=_JSON_OPTIONS)
+    _check_finite(payload, value)
+    return payload
+
+
+def dump_json_each(values: Sequence[Any]) -> list[bytes]:
+    """Return each of ``values`` as `dump_json` does, all in one call, which costs most of the time.
+
+    Raises:
+        ValueError: As `dump_json` does for any of them.
+        TypeError: Likewise.
+    """
+    if not values:
+        return []
+    items: list[Any] = [_LINE_BREAK] * (2 * len(values) - 1)
+    items[::2] = values
+    text = orjson.dumps(items, default=_json_equivalent, option=_JSON_OPTIONS)
+    payloads = text[1:-1].split(b",\n,")
+    if b"null" in text:
+        for payload, value in zip(payloads, values, strict=True):
+            _check_finite(payload, value)
+    return payloads
+
+
+def _check_finite(payload: bytes, value: Any) -> None:
     if b"null" in payload and _has_non_finite(value):
         message = "a number that is not finite"
         raise ValueError(message)
-    return payload
 
 
 def _json_equivalent(value: Any) -> Any:

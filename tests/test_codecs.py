@@ -6,7 +6,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -225,6 +225,27 @@ def test_what_cannot_be_encoded_has_a_cause(declared: Format) -> None:
     payloads, causes = encoded(declared, [object(), {"a": object()}, {"c": object()}])
     assert payloads == []
     assert list(causes) == [0, 1, 2]
+
+
+@given(
+    st.lists(
+        st.recursive(
+            st.none() | st.floats() | st.integers() | st.text('\n,"{}x') | st.binary(max_size=2),
+            lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab"), inner),
+            max_leaves=4,
+        ),
+        max_size=4,
+    )
+)
+@example([{"a": "\n,\n,"}, [{}, {}], {"a": None}])
+@example([{"a": None, "b": math.nan}, {"a": None}, "null"])
+@example([1.0, {1: 2}, np.ones(2)])
+def test_a_batch_is_written_as_each_of_its_values_alone(values: list[Any]) -> None:
+    codec = JsonFormat().codec()
+    encoded = codec.encode(batch_of(values))
+    alone = [codec.encode(batch_of([value])) for value in values]
+    assert encoded.payloads == [payload for one in alone for payload in one.payloads]
+    assert encoded.causes == {place: one.causes[0] for place, one in enumerate(alone) if one.causes}
 
 
 def test_half_a_surrogate_pair_spoils_one_record() -> None:

@@ -192,8 +192,7 @@ class FileWriter:
                 self._codec = named
                 parts.append(named.header() + end)
         _, payloads, rejected = encode(codec, batch)
-        parts += [payload + end for payload in payloads]
-        data = b"".join(parts)
+        data = b"".join([*parts, end.join([*payloads, b""])])
         self._append(data if self._gzip is None else self._gzip.pack(data))
         if not self._is_pipe:
             self._write_rest()
