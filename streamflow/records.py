@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, repeat
+from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ class Batch:
         if not names:
             return [{} for _ in range(len(self))]
         entries = zip(*map(column_items, self.values.values()), strict=True)
-        return [dict(zip(names, entry, strict=True)) for entry in entries]
+        return list(map(dict, map(zip, repeat(names), entries)))
 
     def column(self, name: str) -> Column:
         """Return one field of all records, `MISSING` where a record does not have it."""
@@ -143,8 +145,12 @@ class Batch:
 
     def positions(self) -> list[dict[str, str | int]]:
         """Return each record's position as output records show it."""
+        positions: list[dict[str, str | int]] = []
         pairs = zip(self.partitions, self.offsets, strict=True)
-        return [partition.position(offset) for partition, offset in pairs]
+        for partition, run in groupby(pairs, key=itemgetter(0)):
+            place, unit = dict(partition.place), partition.unit
+            positions += [{**place, unit: offset} for _, offset in run]
+        return positions
 
     def with_values(self, values: Values) -> Batch:
         """Return the same records with other values, one for each."""
@@ -236,13 +242,14 @@ def to_columns(rows: list[Any]) -> Values:
     names = tuple(rows[0])
     if not all(type(row) is dict and tuple(row) == names for row in rows):
         return rows
-    return {name: [row[name] for row in rows] for name in names}
+    columns = zip(*map(dict.values, rows), strict=True)
+    return dict(zip(names, map(list, columns), strict=True))
 
 
 def without_missing(columns: Columns, count: int) -> Values:
     """Return columns of ``count`` entries as values of records without the fields they miss."""
     missing = {
-        name: sum(entry is MISSING for entry in column)
+        name: sum(map(is_, column, repeat(MISSING)))
         for name, column in columns.items()
         if isinstance(column, list)
     }
