@@ -203,23 +203,29 @@ class Scorer:
         given: Sequence[Any] | None,
     ) -> Floats:
         """Return what the no-change baseline predicts, and keep the targets for later."""
-        targets = targets_ND.tolist()
         last = self._last or [math.nan] * targets_ND.shape[1]
         if keys is None:
-            rows = [last, *targets[:-1]]
+            previous_ND = np.concatenate([[last], targets_ND[:-1]])
+            self._last = targets_ND[-1].tolist()
         else:
-            rows = []
-            for key, target in zip(keys, targets, strict=True):
-                rows.append(self._last_of.pop(key, last))
-                self._last_of[key] = last = target
-                if len(self._last_of) > MOST_KEYS:
-                    del self._last_of[next(iter(self._last_of))]
-        self._last = targets[-1]
-        previous_ND = np.array(rows)
+            previous_ND = np.array(self._previous_of_keys(targets_ND.tolist(), keys, last))
         if given is not None:
             given_ND = self._measure.encode(given)
             previous_ND = np.where(np.isfinite(given_ND), given_ND, previous_ND)
         return previous_ND
+
+    def _previous_of_keys(
+        self, targets: list[list[float]], keys: Sequence[Hashable], last: list[float]
+    ) -> list[list[float]]:
+        """Return the last target of each sample's key, and keep the targets for later."""
+        rows = []
+        for key, target in zip(keys, targets, strict=True):
+            rows.append(self._last_of.pop(key, last))
+            self._last_of[key] = last = target
+            if len(self._last_of) > MOST_KEYS:
+                del self._last_of[next(iter(self._last_of))]
+        self._last = last
+        return rows
 
     def _add(self, table_MN: Floats) -> None:
         """Take in the table's columns for samples to be scored."""
