@@ -209,6 +209,7 @@ class KafkaWriter:
         """Put records into the lanes; return the cause for each that is too large."""
         causes: dict[int, str] = {}
         empty: Sequence[None] = [None] * len(batch)
+        no_headers: list[tuple[str, bytes]] = []
         limit = self._sink.max_request_size
         create = self._producer.create_batch
         self._turn += 1
@@ -223,14 +224,20 @@ class KafkaWriter:
             )
         ):
             key_bytes = None if key is None else encode_key(key)
-            size = len(payload) + len(key_bytes or b"") + (headers_bytes(headers) if headers else 0)
+            size = len(payload)
+            if key_bytes is not None:
+                size += len(key_bytes)
+            if headers:
+                size += headers_bytes(headers)
             if size > limit:
                 causes[index] = (
                     f"expected at most {limit} bytes, found {size}; see max_request_size"
                 )
                 continue
             lane = keyless if key_bytes is None else self._lanes[self._partition_of(key_bytes)]
-            lane.append(create, timestamp_ms, key_bytes, payload, list(headers or ()))
+            lane.append(
+                create, timestamp_ms, key_bytes, payload, list(headers) if headers else no_headers
+            )
         return causes
 
     def _deliver(self) -> None:
@@ -327,11 +334,16 @@ class _Lane:
         headers: list[tuple[str, bytes]],
     ) -> None:
         """Add a record to the batch that is filling, or to a new one."""
-        entry: dict[str, Any] = {"timestamp": timestamp_ms, "key": key, "value": payload}
-        taken = self.builders[-1].append(**entry, headers=headers) if self.builders else None
+        taken = None
+        if self.builders:
+            taken = self.builders[-1].append(
+                timestamp=timestamp_ms, key=key, value=payload, headers=headers
+            )
         if taken is None:
             self.builders.append(create())
-            taken = self.builders[-1].append(**entry, headers=headers)  # the first always fits
+            taken = self.builders[-1].append(  # the first always fits
+                timestamp=timestamp_ms, key=key, value=payload, headers=headers
+            )
         self.written += 1
         self.waiting_bytes += taken.size
 
