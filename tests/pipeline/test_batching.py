@@ -62,6 +62,7 @@ def predict(net: nn.Module, inputs: Any, **options: Any) -> tuple[Any, list[int]
     with Pipeline(copy.deepcopy(net), **options, compile=False) as pipe:
         wanted = pipe.process(inputs)
         inferred = pipe.infer(inputs)
+    before = torch.get_rng_state()
     with Pipeline(module, **options) as pipe:
         outputs = pipe.process(inputs)
         assert_close(outputs, wanted)
@@ -72,6 +73,7 @@ def predict(net: nn.Module, inputs: Any, **options: Any) -> tuple[Any, list[int]
         seen.clear()
         pipe.process(inputs)
         assert seen == by_infer
+    assert torch.equal(torch.get_rng_state(), before)
     return outputs, seen
 
 
@@ -147,7 +149,7 @@ def test_learning_goes_on_between_as_if_there_were_no_batches(
         )  # fmt: skip
         with pipe:
             outputs, steps = [], []
-            for part in (slice(0, 11), slice(11, 16), slice(16, 31), slice(31, None)):
+            for part in (slice(0, 12), slice(12, 20), slice(20, 31), slice(31, None)):
                 outputs.append(pipe.process(inputs[part], targets[part], MIXED[part]))
                 steps += pipe.steps
                 outputs.append(pipe.infer(inputs[:5]))
@@ -268,11 +270,14 @@ LOOKING: dict[str, Callable[[Of, Tensor], Tensor]] = {
     "the row before": lambda _, x: x + x.roll(1, 0),
     "the first row": lambda _, x: x + x[0],
     "the last row": lambda _, x: x + x[-1],
+    "the first row, faintly": lambda _, x: x + 1e-13 * x[0],
+    "the last row, faintly": lambda _, x: x + 1e-13 * x[-1],
     "a norm": lambda _, x: x / x.norm(),
     "the number of rows": lambda _, x: x / len(x),
     "a shape": lambda _, x: x.reshape(1, -1)[:, :3],
     "one row only": lambda _, x: x.squeeze(0).unsqueeze(0)[:, :3] if len(x) == 1 else x[:1],
     "random numbers": lambda _, x: x + torch.rand_like(x),
+    "random numbers, behind a weight of zero": lambda net, x: x + net.weight * torch.rand_like(x),
     "a constant": is_a_constant,
     "values": decides_by_values,
     "a number of values": decides_by_a_number_of_values,
@@ -312,22 +317,22 @@ def test_a_network_with_hooks_runs_them_one_by_one() -> None:
 
 
 class Tokens(nn.Module):
-    """Embeds tokens; adds how many of the whole batch are padding, where asked."""
+    """Embeds tokens, and adds how many of the whole batch are padding, times a factor."""
 
-    def __init__(self, *, looks: bool) -> None:
+    def __init__(self, looks: float) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 3, dtype=torch.float64)
         self.looks = looks
 
     def forward(self, tokens: Tensor) -> Tensor:
         out: Tensor = self.embed(tokens).mean(1)
-        return out + (tokens == 0).double().mean() if self.looks else out
+        return out + self.looks * (tokens == 0).double().mean()
 
 
-@pytest.mark.parametrize("looks", [True, False])
-def test_integers_that_are_all_alike_do_not_hide_what_the_network_looks_at(looks: bool) -> None:
+@pytest.mark.parametrize("looks", [1.0, 1e-9, 0.0])
+def test_integers_that_are_all_alike_do_not_hide_what_the_network_looks_at(looks: float) -> None:
     tokens = torch.full((8, 5), 7)
-    _, seen = predict(Tokens(looks=looks), tokens)
+    _, seen = predict(Tokens(looks), tokens)
     assert seen == ([1] * 8 if looks else [8])
 
 
@@ -335,17 +340,29 @@ def test_errors_name_their_sample_as_ever() -> None:
     tokens = torch.full((8, 5), 7)
     bad = tokens.clone()
     bad[6, 0] = 99
-    module, seen = counted(Tokens(looks=False))
+    module, seen = counted(Tokens(0.0))
     pipe = Pipeline(module)
-    pipe.infer(tokens)
-    with pytest.raises(SampleError) as refused:
-        pipe.infer(bad)
-    assert refused.value.index == 6
+    for _ in range(3):
+        pipe.infer(tokens)
+        with pytest.raises(SampleError) as refused:
+            pipe.infer(bad)
+        assert refused.value.index == 6
     seen.clear()
     pipe.infer(tokens)
     assert seen == [8]
     with pytest.raises(StageError, match="sample 6: expected forward to succeed"):
         pipe.process(bad)
+
+
+def test_a_larger_batch_that_loses_rows_runs_them_one_by_one() -> None:
+    module, seen = counted(Of(lambda _, x: x[:9]))
+    inputs, _ = stream(12, seed=0)
+    with Pipeline(module) as pipe:
+        pipe.process(inputs[:8])
+        for _ in range(4):
+            seen.clear()
+            assert torch.equal(pipe.process(inputs), inputs)
+    assert seen == [1] * 12
 
 
 def test_outputs_of_several_shapes_are_told_as_ever() -> None:
