@@ -1,12 +1,20 @@
 """How fast is online learning: compiled, by the best eager loop, and by hand in C++?
 
-    python benchmarks/learning.py [--rounds N] [--seconds S] [--memory] [NETWORK ...]
+    python benchmarks/learning.py [--rounds N] [--seconds S] [NETWORK ...]
 
 One update per sample with plain SGD, samples waiting. Every way runs for S seconds a round; rounds
-are interleaved, so that what else the machine does meets all alike. Prints medians with their
-spread (lowest to highest) and the ratios of medians. The eager loop is PyTorch's own with one
-thread and with two, whichever is faster; the loop in C++ is made for each perceptron, with one
-thread (-O3 -march=native -ffast-math, update fused into backward).
+are interleaved, so that what else the machine does meets all alike. Prints medians over the rounds
+with their spread (lowest to highest) and the ratios of medians.
+
+The eager loop is PyTorch's own with one thread and with two, whichever is faster; the loop in C++
+is made for each perceptron, with one thread (-O3 -march=native -ffast-math, update fused into
+backward). The pipeline has one stage or two, these inline or in threads; the ratio takes the best.
+
+Two tables more: how long `process` of one sample takes beside an eager step (50th and 99th
+percentile of a round), and prediction without learning, 256 samples waiting. Where a network has
+one output, River learns the same stream one record at a time, as its users do: without a network,
+which River has none of, but by its linear regression. deep-river, which has, is left out: its
+releases ask for torch below 2.6.
 """
 
 from __future__ import annotations
@@ -23,14 +31,22 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from river import linear_model, preprocessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from streamflow.errors import PartitionError
 from streamflow.pipeline import Pipeline
 
 RATE = 0.001
 WAITING = 256
 SOURCE = Path(__file__).with_name("learning_mlp.cpp")
+PIPELINES = (
+    ("pipeline", 1, "inline"),
+    ("pipeline, 2 stages inline", 2, "inline"),
+    ("pipeline, 2 stages in threads", 2, "threads"),
+)
+SINGLE = "process of one sample"
 
 
 class Recurrent(nn.Module):
@@ -111,77 +127,26 @@ NETWORKS = {
     "transformer": Network(Encoder, (16, 64), 1, (3, None)),
 }
 
-Run = Callable[[float], float]
-"""Learns for some seconds and returns samples per second."""
+Run = Callable[[float], list[float]]
+"""Runs for some seconds and returns how long each call took."""
+
+QUANTILES = (0.5, 0.99)
 
 
-def eager_loop(network: Network, num_threads: int) -> Run:
-    """Return the plain loop of PyTorch."""
-    torch.manual_seed(0)
-    net = network.make()
-    optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
-    inputs, targets = stream(network)
-    rows = list(zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True))
-
-    def step(x: Tensor, y: Tensor) -> None:
-        optimizer.zero_grad()
-        loss = F.mse_loss(net(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if network.state:
-            net.get_buffer("h").detach_()
-
-    def run(seconds: float) -> float:
-        torch.set_num_threads(num_threads)
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            for x, y in rows[done % WAITING : done % WAITING + 16]:
-                step(x, y)
-            done += 16
-        return done / (time.perf_counter() - start)
-
-    return run
+def timed(seconds: float, call: Callable[[int], object]) -> list[float]:
+    """Call with 0, 1, 2, ... and return the seconds of each call."""
+    times: list[float] = []
+    now = start = time.perf_counter()
+    while now - start < seconds:
+        call(len(times))
+        before, now = now, time.perf_counter()
+        times.append(now - before)
+    return times
 
 
-def compiled(network: Network, num_threads: int) -> tuple[Run, Pipeline]:
-    """Return the pipeline with all its code compiled."""
-    torch.manual_seed(0)
-    torch.set_num_threads(num_threads)
-    pipeline = Pipeline(
-        network.make(),
-        loss=F.mse_loss,
-        optimizer=partial(torch.optim.SGD, lr=RATE),
-        state=network.state,
-        compile=True,
-    )
-    inputs, targets = stream(network)
-    for _ in range(3):
-        pipeline.process(inputs, targets)
-
-    def run(seconds: float) -> float:
-        torch.set_num_threads(num_threads)
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            pipeline.process(inputs, targets)
-            done += WAITING
-        return done / (time.perf_counter() - start)
-
-    return run, pipeline
-
-
-def by_hand(network: Network, folder: Path) -> Run:
-    """Return the loop in C++."""
-    program = folder / "mlp"
-    if not program.exists():
-        flags = ["-O3", "-march=native", "-ffast-math"]
-        subprocess.run(["g++", *flags, str(SOURCE), "-o", str(program)], check=True)
-    is_relu = str(int(len(network.widths) == 3))
-
-    def run(seconds: float) -> float:
-        command = [str(program), str(seconds), is_relu, *map(str, network.widths)]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-    return run
+def rate(times: list[float], samples: int) -> float:
+    """Return samples per second of calls with so many samples."""
+    return samples * len(times) / sum(times)
 
 
 def stream(network: Network) -> tuple[Tensor, Tensor]:
@@ -191,42 +156,204 @@ def stream(network: Network) -> tuple[Tensor, Tensor]:
     return inputs, torch.randn(WAITING, network.outputs, generator=generator)
 
 
-def ways(network: Network, folder: Path) -> Iterator[tuple[str, Run]]:
-    """Yield every way to learn, with its name."""
-    for num_threads in (1, 2):
-        yield f"eager, {num_threads} thread(s)", eager_loop(network, num_threads)
-    run, pipeline = compiled(network, 1)
-    print(f"  {pipeline!r}")
-    yield "compiled", run
-    if network.widths:
-        yield "C++", by_hand(network, folder)
+def eager_step(network: Network, num_threads: int) -> Run:
+    """Return the plain loop of PyTorch, a sample a call."""
+    torch.manual_seed(0)
+    net = network.make()
+    optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
+    inputs, targets = stream(network)
+    rows = list(zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True))
+
+    def step(index: int) -> None:
+        x, y = rows[index % WAITING]
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if network.state:
+            net.get_buffer("h").detach_()
+
+    def run(seconds: float) -> list[float]:
+        torch.set_num_threads(num_threads)
+        return timed(seconds, step)
+
+    return run
 
 
-def measure(name: str, network: Network, rounds: int, seconds: float, folder: Path) -> str:
-    """Print every way's rate, and return a row of the table."""
-    print(name, flush=True)
-    runs = dict(ways(network, folder))
-    rates: dict[str, list[float]] = {way: [] for way in runs}
-    for _ in range(rounds):
-        for way, run in runs.items():
-            rates[way].append(run(seconds))
-    middle = {way: statistics.median(found) for way, found in rates.items()}
-    for way, found in rates.items():
-        print(f"  {way:<20}{middle[way]:>12,.0f}/s   ({min(found):,.0f} to {max(found):,.0f})")
-    best = max(rate for way, rate in middle.items() if way.startswith("eager"))
-    eager_aim, hand_aim = network.aims
-    row = f"| {name} | {best:,.0f} | {middle['compiled']:,.0f} | "
-    row += f"{middle['compiled'] / best:.1f} (≥ {eager_aim:g}) | "
-    if "C++" not in middle:
-        return row + "| |"
-    return (
-        row + f"{middle['C++']:,.0f} | {middle['compiled'] / middle['C++']:.2f} (≥ {hand_aim:g}) |"
+def learner(network: Network, stages: int, executor: str) -> tuple[Pipeline, Run]:
+    """Return the pipeline, compiled where it can be, and what learns all that waits by it."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pipeline = Pipeline(
+        network.make(),
+        loss=F.mse_loss,
+        optimizer=partial(torch.optim.SGD, lr=RATE),
+        state=network.state,
+        stages=stages,
+        executor=executor,
+        compile=True,
     )
+    inputs, targets = stream(network)
+    for _ in range(3):
+        pipeline.process(inputs, targets)
+
+    def run(seconds: float) -> list[float]:
+        torch.set_num_threads(1)
+        return timed(seconds, lambda _: pipeline.process(inputs, targets))
+
+    return pipeline, run
+
+
+def single(network: Network, pipeline: Pipeline) -> Run:
+    """Return what learns one sample a call."""
+    inputs, targets = stream(network)
+    rows = list(zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True))
+    pipeline.process(*rows[0])
+
+    def run(seconds: float) -> list[float]:
+        torch.set_num_threads(1)
+        return timed(seconds, lambda index: pipeline.process(*rows[index % WAITING]))
+
+    return run
+
+
+def by_hand(network: Network, folder: Path) -> Run:
+    """Return the loop in C++; it tells its rate alone."""
+    program = folder / "mlp"
+    if not program.exists():
+        flags = ["-O3", "-march=native", "-ffast-math"]
+        subprocess.run(["g++", *flags, str(SOURCE), "-o", str(program)], check=True)
+    is_relu = str(int(len(network.widths) == 3))
+
+    def run(seconds: float) -> list[float]:
+        command = [str(program), str(seconds), is_relu, *map(str, network.widths)]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return [1 / float(told)]
+
+    return run
+
+
+def river(network: Network) -> Run:
+    """Return River's linear regression with scaled features, a record a call."""
+    model = preprocessing.StandardScaler() | linear_model.LinearRegression()
+    inputs, targets = stream(network)
+    names = [f"x{place}" for place in range(inputs.shape[1])]
+    records = [dict(zip(names, row, strict=True)) for row in inputs.tolist()]
+    wanted = targets[:, 0].tolist()
+
+    def step(index: int) -> None:
+        record = records[index % WAITING]
+        model.predict_one(record)
+        model.learn_one(record, wanted[index % WAITING])
+
+    return lambda seconds: timed(seconds, step)
+
+
+def predictors(network: Network) -> Iterator[tuple[str, Run]]:
+    """Yield the ways to predict all that waits without learning."""
+    torch.manual_seed(0)
+    inputs, _ = stream(network)
+    net = network.make()
+    shared = Pipeline(net, state=network.state)
+    alone = Pipeline(net, state=network.state, compile=False)
+
+    def plain(_: int) -> None:
+        with torch.no_grad():
+            net(inputs)
+
+    def way(call: Callable[[int], object]) -> Run:
+        def run(seconds: float) -> list[float]:
+            torch.set_num_threads(1)
+            return timed(seconds, call)
+
+        return run
+
+    yield "process, one by one", way(lambda _: alone.process(inputs))
+    yield "process", way(lambda _: shared.process(inputs))
+    yield "infer", way(lambda _: shared.infer(inputs))
+    if not network.state:
+        yield "module(batch)", way(plain)
+
+
+def ways(network: Network, folder: Path) -> Iterator[tuple[str, int, Run]]:
+    """Yield every way to learn: its name, the samples of a call, and what runs it."""
+    for num_threads in (1, 2):
+        yield f"eager, {num_threads} thread(s)", 1, eager_step(network, num_threads)
+    for name, stages, executor in PIPELINES:
+        try:
+            pipeline, run = learner(network, stages, executor)
+        except PartitionError as error:
+            print(f"  {name}: {error}")
+            continue
+        print(f"  {name}: {pipeline.learning}")
+        yield name, WAITING, run
+        if stages == 1:
+            yield SINGLE, 1, single(network, pipeline)
+    if network.widths:
+        yield "C++", 1, by_hand(network, folder)
+    if network.widths and network.outputs == 1:
+        yield "river, linear", 1, river(network)
+    for way, predictor in predictors(network):
+        yield f"predicts: {way}", WAITING, predictor
+
+
+def told(found: list[float], form: str) -> str:
+    """Return the median of rounds with their spread."""
+    middle, low, high = statistics.median(found), min(found), max(found)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def percentiles(rounds: list[list[float]]) -> str:
+    """Return the percentiles of calls in microseconds, and their spread over the rounds."""
+    values = [
+        [1e6 * sorted(times)[int(part * (len(times) - 1))] for times in rounds]
+        for part in QUANTILES
+    ]
+    return " | ".join(told(found, ",.0f") for found in values)
+
+
+def measure(name: str, network: Network, rounds: int, seconds: float, folder: Path) -> list[str]:
+    """Print every way's rate, and return a row of each table."""
+    print(name, flush=True)
+    found = list(ways(network, folder))
+    times: dict[str, list[list[float]]] = {way: [] for way, _, _ in found}
+    for _ in range(rounds):
+        for way, _, run in found:
+            times[way].append(run(seconds))
+    rates = {way: [rate(one, samples) for one in times[way]] for way, samples, _ in found}
+    for way, values in rates.items():
+        print(f"  {way:<34}{told(values, ',.0f')}/s", flush=True)
+    middle = {way: statistics.median(values) for way, values in rates.items()}
+    eager, best = (
+        max((way for way in middle if way.startswith(kind)), key=lambda way: middle[way])
+        for kind in ("eager", "pipeline")
+    )
+    eager_aim, hand_aim = network.aims
+    ratio = f"{middle[best] / middle[eager]:.1f} (≥ {eager_aim:g})"
+    learning = f"| {name} | {middle[eager]:,.0f} | {middle[best]:,.0f} | {best} | {ratio} | "
+    if "C++" in middle:
+        ratio = f"{middle[best] / middle['C++']:.2f} (≥ {hand_aim:g})"
+        learning += f"{middle['C++']:,.0f} | {ratio} |"
+    else:
+        learning += "| |"
+    single_ratio = middle[eager] / middle[SINGLE]
+    latency = f"| {name} | {percentiles(times[eager])} | {percentiles(times[SINGLE])} | "
+    latency += f"{single_ratio:.2f} |"
+    predicted = [f"{rate:,.0f}" for way, rate in middle.items() if way.startswith("predicts")]
+    prediction = f"| {name} | {' | '.join(predicted)} |"
+    return [learning, latency, prediction + (" |" if network.state else "")]
+
+
+HEADS = (
+    "| network | best eager loop, samples/s | best pipeline | which | ratio | C++ | ratio |",
+    "| network | eager step p50, µs | p99 | `process` of one p50, µs | p99 | ratio of means |",
+    "| network | predicts one by one, samples/s | process | infer | module(batch) |",
+)
 
 
 def main() -> None:
     """Measure the networks that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -236,9 +363,9 @@ def main() -> None:
             measure(name, NETWORKS[name], arguments.rounds, arguments.seconds, Path(folder))
             for name in arguments.networks
         ]
-    print("\n| network | best eager loop, samples/s | compiled | ratio | C++ by hand | ratio |")
-    print("|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    for head, table in zip(HEADS, zip(*rows, strict=True), strict=True):
+        print(f"\n{head}\n{'|---' * (head.count('|') - 1)}|")
+        print("\n".join(table))
 
 
 if __name__ == "__main__":
