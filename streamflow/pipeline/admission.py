@@ -135,7 +135,7 @@ class Admission:
             and inputs.device == self._input_device
             and targets.device == self._output_device
             and math.isfinite(inputs.sum())
-            and math.isfinite(targets.sum())
+            and math.isfinite(targets if targets.numel() == 1 else targets.sum())
         )
 
     def own(self, inputs: Any) -> Any:

@@ -59,16 +59,17 @@ def runs(
     return found
 
 
-def _find(flags: Sequence[bool], wanted: bool, first: int, stop: int) -> int:
-    return next((index for index in range(first, stop) if flags[index] is wanted), stop)
-
-
 def count_quiet(is_learned: Sequence[bool], stop: int, quiet: int) -> int:
     """Count the samples directly before ``stop`` that are not learned, ``quiet`` before them."""
-    for count in range(stop):
-        if is_learned[stop - 1 - count]:
-            return count
-    return stop + quiet
+    count = _find(is_learned[:stop][::-1], True, 0, stop)
+    return count if count < stop else stop + quiet
+
+
+def _find(flags: Sequence[bool], wanted: bool, first: int, stop: int) -> int:
+    try:
+        return flags.index(wanted, first, stop)
+    except ValueError:
+        return stop
 
 
 @dataclass(slots=True)

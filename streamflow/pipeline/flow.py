@@ -63,7 +63,10 @@ class Flow:
             StageError: A stage raised, or the outputs differ in shape.
         """
         found = self._process(batch, number)
-        self._quiet = count_quiet(batch.is_learned, len(batch), self._quiet)
+        if batch.is_learned[-1]:
+            self._quiet = 0
+        else:
+            self._quiet = count_quiet(batch.is_learned, len(batch), self._quiet)
         return found
 
     def _process(self, batch: Batch, number: int) -> Chunk:
@@ -150,7 +153,8 @@ class Flow:
         """
         count = len(keys)
         if self._batching is not None and count >= FEWEST:
-            outputs = self._batching.predict(inputs, count, may_try=self._quiet >= self._lag)
+            is_idle = self.assembly.executor.name == "inline" or self._quiet >= self._lag
+            outputs = self._batching.predict(inputs, count, may_try=is_idle)
             if outputs is not None:
                 return outputs
         return trees.stack_samples(self.peek(trees.split_samples(inputs, count), keys))

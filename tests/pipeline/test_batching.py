@@ -395,6 +395,24 @@ def test_infer_leaves_no_trace() -> None:
         assert torch.equal(found[0][1]["module"][name], tensor)
 
 
+def test_infer_shares_while_a_gradient_is_in_flight() -> None:
+    first, seen = counted(Linear(3, 3))
+    inputs, targets = stream(8, seed=0)
+    with Pipeline(
+        nn.Sequential(first, Linear(3, 3)),
+        loss=F.mse_loss,
+        optimizer=SGD,
+        stages=["1"],
+        executor="inline",
+    ) as pipe:
+        pipe.process(inputs, targets)
+        pipe.infer(inputs)
+        seen.clear()
+        pipe.infer(inputs)
+        assert seen == [8]
+        assert pipe.counters["updates"] == [7, 8]
+
+
 def test_what_is_large_inside_shares_less() -> None:
     def wide(elements: int) -> nn.Module:
         return Of(lambda _, x: x.sum(1, keepdim=True).expand(-1, elements)[:, :3] + 0)
