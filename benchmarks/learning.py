@@ -13,8 +13,7 @@ backward). The pipeline has one stage or two, these inline or in threads; the ra
 Two tables more: how long `process` of one sample takes beside an eager step (50th and 99th
 percentile of a round), and prediction without learning, 256 samples waiting. Where a network has
 one output, River learns the same stream one record at a time, as its users do: without a network,
-which River has none of, but by its linear regression. deep-river, which has, is left out: its
-releases ask for torch below 2.6.
+which River has none of, but by its linear regression.
 """
 
 from __future__ import annotations
@@ -303,13 +302,11 @@ def told(found: list[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-def percentiles(rounds: list[list[float]]) -> str:
-    """Return the percentiles of calls in microseconds, and their spread over the rounds."""
-    values = [
-        [1e6 * sorted(times)[int(part * (len(times) - 1))] for times in rounds]
-        for part in QUANTILES
-    ]
-    return " | ".join(told(found, ",.0f") for found in values)
+def percentiles(rounds: list[list[float]]) -> tuple[list[float], list[float]]:
+    """Return the percentiles of a call in microseconds, each for all rounds."""
+    ordered = [sorted(times) for times in rounds]
+    low, high = ([1e6 * one[int(part * (len(one) - 1))] for one in ordered] for part in QUANTILES)
+    return low, high
 
 
 def measure(name: str, network: Network, rounds: int, seconds: float, folder: Path) -> list[str]:
@@ -336,9 +333,10 @@ def measure(name: str, network: Network, rounds: int, seconds: float, folder: Pa
         learning += f"{middle['C++']:,.0f} | {ratio} |"
     else:
         learning += "| |"
-    single_ratio = middle[eager] / middle[SINGLE]
-    latency = f"| {name} | {percentiles(times[eager])} | {percentiles(times[SINGLE])} | "
-    latency += f"{single_ratio:.2f} |"
+    steps, singles = percentiles(times[eager]), percentiles(times[SINGLE])
+    figures = [told(found, ",.0f") for found in (*steps, *singles)]
+    ratio = f"{statistics.median(singles[0]) / statistics.median(steps[0]):.2f}"
+    latency = f"| {name} | {' | '.join(figures)} | {ratio} |"
     predicted = [f"{rate:,.0f}" for way, rate in middle.items() if way.startswith("predicts")]
     prediction = f"| {name} | {' | '.join(predicted)} |"
     return [learning, latency, prediction + (" |" if network.state else "")]
@@ -346,7 +344,7 @@ def measure(name: str, network: Network, rounds: int, seconds: float, folder: Pa
 
 HEADS = (
     "| network | best eager loop, samples/s | best pipeline | which | ratio | C++ | ratio |",
-    "| network | eager step p50, µs | p99 | `process` of one p50, µs | p99 | ratio of means |",
+    "| network | eager step p50, µs | p99 | `process` of one p50, µs | p99 | ratio of p50 |",
     "| network | predicts one by one, samples/s | process | infer | module(batch) |",
 )
 
@@ -363,6 +361,7 @@ def main() -> None:
             measure(name, NETWORKS[name], arguments.rounds, arguments.seconds, Path(folder))
             for name in arguments.networks
         ]
+    print("\ndeep-river is left out: its releases ask for torch below 2.6")
     for head, table in zip(HEADS, zip(*rows, strict=True), strict=True):
         print(f"\n{head}\n{'|---' * (head.count('|') - 1)}|")
         print("\n".join(table))
