@@ -145,7 +145,7 @@ class _Seen:
     """What operations did.
 
     Attributes:
-        largest: Elements of the largest result.
+        largest: Elements of the largest result that has memory of its own.
         has_read: Whether a value or a number of values became known to Python.
     """
 
@@ -158,7 +158,7 @@ class _Seen:
         result = func(*args, **(kwargs or {}))
         if torch.Tag.data_dependent_output in func.tags or func is torch.ops.aten.nonzero.default:
             self.has_read = True
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and not func.is_view:  # a weight's, most of all
             self.largest = max(self.largest, result.numel())
         return result
 

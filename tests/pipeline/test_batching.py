@@ -415,11 +415,16 @@ def test_infer_shares_while_a_gradient_is_in_flight() -> None:
 
 def test_what_is_large_inside_shares_less() -> None:
     def wide(elements: int) -> nn.Module:
-        return Of(lambda _, x: x.sum(1, keepdim=True).expand(-1, elements)[:, :3] + 0)
+        return Of(lambda _, x: (x.float().sum(1, keepdim=True).expand(-1, elements) + 1)[:, :3])
 
     inputs, _ = stream(9, seed=0)
     assert predict(wide(2**19), inputs)[1] == [8, 1]
     assert set(predict(wide(2**21), inputs)[1]) == {1}
+
+
+def test_what_is_large_of_the_network_itself_counts_for_nothing() -> None:
+    net = Of(lambda net, x: x @ net.weight.expand(2**21, 3)[:3].t())
+    assert predict(net, stream(20, seed=0)[0])[1] == [20]
 
 
 def test_outputs_belong_to_the_caller() -> None:
