@@ -100,6 +100,7 @@ class Admission:
         self._outputs: dict[Any, Any] = {}
         self._fitting: set[Any] = set()
         self._usual: Any = None
+        self._usual_inputs: Any = None
 
     def admit(self, inputs: Any, targets: Any, learn: Any, weights: Any, keys: Any) -> Batch:
         """Check all samples of a call.
@@ -109,7 +110,8 @@ class Admission:
         """
         if learn is None and weights is None and keys is None and self._is_usual(inputs, targets):
             count = len(inputs)
-            return Batch(inputs.clone(), targets.clone(), None, [True] * count, [None] * count)
+            labels = None if targets is None else targets.clone()
+            return Batch(inputs.clone(), labels, None, [labels is not None] * count, [None] * count)
         count = checks.count(inputs, "inputs")
         mask = self._mask(targets, learn, count)
         checks.raise_first(
@@ -128,13 +130,21 @@ class Admission:
         """Say whether there is nothing to check: plain, finite tensors of a kind known to fit."""
         return (
             type(inputs) is Tensor
-            and type(targets) is Tensor
-            and self._usual == _kind(inputs, targets)
-            and 0 < len(inputs) == len(targets)
-            and not (inputs.requires_grad or targets.requires_grad)
             and inputs.device == self._input_device
-            and targets.device == self._output_device
+            and not inputs.requires_grad
+            and self._is_usual_kind(inputs, targets)
             and math.isfinite(inputs.sum())
+        )
+
+    def _is_usual_kind(self, inputs: Tensor, targets: Any) -> bool:
+        if targets is None:
+            return bool(self._usual_inputs == (inputs.shape[1:], inputs.dtype, inputs.dim()))
+        return (
+            type(targets) is Tensor
+            and self._usual == _kind(inputs, targets)
+            and len(inputs) == len(targets)
+            and targets.device == self._output_device
+            and not targets.requires_grad
             and math.isfinite(targets if targets.numel() == 1 else targets.sum())
         )
 
@@ -194,6 +204,9 @@ class Admission:
 
     def _check_fit(self, inputs: Any, targets: Any, mask: Tensor) -> None:
         output = self.output_of(inputs)
+        cannot_learn = targets is None and (self._loss is None or self.has_target)
+        if cannot_learn and type(inputs) is Tensor and not inputs.is_complex():
+            self._usual_inputs = inputs.shape[1:], inputs.dtype, inputs.dim()
         if self._ignored_class is not None and isinstance(targets, Tensor):
             num_classes = trees.tensors(output)[0].shape[1]
             checks.raise_first(

@@ -82,7 +82,7 @@ def find_not_finite(tree: Any, where: str, mask: Tensor | None = None) -> Fault 
     """Find the first sample, among those of ``mask``, that is not finite."""
     faults = []
     for tensor in trees.floats(tree):
-        if is_finite(tensor):
+        if is_finite(tensor.detach()):
             continue
         index = _first(~tensor.isfinite(), mask)
         if index is not None:
