@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from streamflow.errors import OptionError, PartitionError, SampleError
+from streamflow.errors import OptionError, PartitionError, SampleError, StageError
 from streamflow.pipeline import trees
 from streamflow.pipeline.attributes import Attributes
 from streamflow.pipeline.stage import Stage
@@ -137,12 +137,18 @@ class Batching:
             kind = self._kinds.get(key)
             if kind is not None and kind.attributes.are_the_same():
                 return kind
-            attributes = Attributes(self._module)
+            is_one_of_many = kind is None and len(self._kinds) == _MOST_KINDS
+            if may_try and not is_one_of_many:
+                return self._new_kind(key, inputs, count)
+        except StageError:
+            raise
         except Exception as error:  # whatever speaks against a batch speaks against no sample
             self._refuse(f"{type(error).__name__}: {error}")
-            return None
-        is_one_of_many = key not in self._kinds and len(self._kinds) == _MOST_KINDS
-        most = self._find_out(inputs, count) if may_try and not is_one_of_many else None
+        return None
+
+    def _new_kind(self, key: Any, inputs: Any, count: int) -> _Kind | None:
+        attributes = Attributes(self._module)
+        most = self._find_out(inputs, count)
         if most is None:
             return None
         if not attributes.are_the_same():

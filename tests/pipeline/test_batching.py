@@ -316,6 +316,26 @@ def test_a_network_with_hooks_runs_them_one_by_one() -> None:
     assert set(rows) == {1}
 
 
+class Sealed(dict[str, Any]):
+    """Attributes that do not tell what they hold."""
+
+    def get(self, *_: Any) -> Any:
+        msg = "sealed"
+        raise AttributeError(msg)
+
+
+def test_a_network_that_cannot_be_watched_runs_them_one_by_one() -> None:
+    net = Linear(3, 3)
+    net._parameters = Sealed(net._parameters)
+    inputs, _ = stream(8, seed=0)
+    module, seen = counted(net)
+    with Pipeline(module) as pipe:
+        pipe.process(inputs)
+        seen.clear()
+        pipe.process(inputs)
+    assert seen == [1] * 8
+
+
 class Tokens(nn.Module):
     """Embeds tokens, and adds how many of the whole batch are padding, times a factor."""
 
