@@ -10,7 +10,7 @@ flushed, rejected to the dead letters, or left out by an operator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -109,10 +109,17 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Processed:
-    """What a processor made of a batch: output records, and those it could not use."""
+    """What a processor made of a batch.
+
+    Attributes:
+        batch: Output records.
+        rejected: Records that it could not use.
+        outputs: The output that each record of ``batch`` goes to; ``None`` if there is only one.
+    """
 
     batch: Batch | None = None
     rejected: Rejected | None = None
+    outputs: Sequence[str] | None = None
 
 
 class Processor(Protocol):

@@ -23,7 +23,7 @@ from graphlib import TopologicalSorter
 
 from streamflow.errors import Problem
 from streamflow.models.declaration import Model
-from streamflow.nodes import Operator, Receiver, Sink, Source
+from streamflow.nodes import Operator, Receiver, Sink, Source, node_of
 
 DROPPING = ("drop_oldest", "drop_newest", "latest")
 
@@ -152,16 +152,16 @@ def _edges(source: str, sink: str, receivers: Mapping[str, Receiver]) -> list[tu
     reached, needed = {source}, {sink}
     order = _in_order(receivers)
     for name in order:
-        if not reached.isdisjoint(receivers[name].inputs):
+        if not reached.isdisjoint(map(node_of, receivers[name].inputs)):
             reached.add(name)
     for name in reversed(order):
         if name in needed:
-            needed.update(receivers[name].inputs)
+            needed.update(map(node_of, receivers[name].inputs))
     return [
         (sender, name)
         for name in order
         for sender in receivers[name].inputs
-        if name in needed and sender in reached
+        if name in needed and node_of(sender) in reached
     ]
 
 
@@ -169,7 +169,7 @@ def _ordered(receivers: Mapping[str, Receiver]) -> set[str]:
     """Return the nodes whose records come in the order of one source, once at the most."""
     ordered: set[str] = set()
     for name in _in_order(receivers):
-        [sender, *others] = receivers[name].inputs
+        [sender, *others] = map(node_of, receivers[name].inputs)
         node = receivers.get(sender)  # none for a source
         keeps = not isinstance(node, Operator) or node.keeps_order
         if not others and (node is None or (sender in ordered and keeps)):
@@ -179,5 +179,5 @@ def _ordered(receivers: Mapping[str, Receiver]) -> set[str]:
 
 def _in_order(receivers: Mapping[str, Receiver]) -> list[str]:
     """Return the names of nodes so that each comes after what it receives from."""
-    inputs = {name: node.inputs for name, node in receivers.items()}
+    inputs = {name: map(node_of, node.inputs) for name, node in receivers.items()}
     return [name for name in TopologicalSorter(inputs).static_order() if name in receivers]

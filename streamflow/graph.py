@@ -22,7 +22,7 @@ from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 from streamflow.delivery import Promise, delivery_problems, promises
 from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.models.declaration import Model
-from streamflow.nodes import Declaration, Node, Operator, Receiver, Sink, Source
+from streamflow.nodes import Declaration, Node, Operator, Receiver, Sink, Source, node_of
 
 if TYPE_CHECKING:
     from streamflow.config.document import Document
@@ -38,6 +38,9 @@ TIME = re.compile(r"\d+(\.\d+)?[smh]")
 
 Inputs: TypeAlias = Mapping[str, Mapping[str, tuple[str, ...]]]
 """The inputs of every node by section and name."""
+
+Outputs: TypeAlias = Mapping[str, tuple[str, ...] | None]
+"""The outputs of nodes by name."""
 
 
 class Checkpoints(Declaration):
@@ -153,7 +156,8 @@ class Graph(Settings):
             for _, name, node in self.nodes()
             if isinstance(node, Receiver) and node.merge == "round_robin"
         }
-        problems = structure_problems(self.inputs(), dead_letter_inputs, in_turn)
+        outputs = {name: node.output_names for name, node in self.operators.items()}
+        problems = structure_problems(self.inputs(), dead_letter_inputs, in_turn, outputs)
         is_checkpointed = self.checkpoint is not None
         problems = problems or list(
             delivery_problems(self.sources, self._receivers(), is_checkpointed=is_checkpointed)
@@ -237,8 +241,9 @@ class Graph(Settings):
         only_scalars = all(map(self._sends_only_scalars, node.inputs))
         return node.deep_problems(self.folder, only_scalars=only_scalars)
 
-    def _sends_only_scalars(self, name: str) -> bool:
+    def _sends_only_scalars(self, sender: str) -> bool:
         """Return whether for sure no field of a node's records is an array."""
+        name = node_of(sender)
         if name in self.sources:
             return self.sources[name].only_scalars
         if name not in self.operators:
@@ -272,7 +277,10 @@ class Graph(Settings):
 
 
 def structure_problems(
-    table: Inputs, dead_letter: tuple[str, ...] = (), in_turn: Container[str] = ()
+    table: Inputs,
+    dead_letter: tuple[str, ...] = (),
+    in_turn: Container[str] = (),
+    outputs: Outputs | None = None,
 ) -> list[Problem]:
     """Return what is wrong with how nodes are connected.
 
@@ -280,15 +288,17 @@ def structure_problems(
         table: The inputs of every node by section and name, as `Graph.inputs` returns them.
         dead_letter: The inputs of the dead-letter sink.
         in_turn: Names of the nodes whose inputs are merged by ``round_robin``.
+        outputs: Names of the outputs of nodes that have several; ``None`` where they are unknown.
     """
+    outputs = {name: names for name, names in (outputs or {}).items() if names != ()}
     return [
         *_empty_sections(table),
         *_unusable_names(table),
-        *_wrong_inputs(table),
+        *_wrong_inputs(table, outputs),
         *_dead_letter_inputs(dead_letter),
         *_cycles(table),
         *_shared_sources(table, in_turn),
-        *_unread_nodes(table),
+        *_unread_nodes(table, outputs),
     ]
 
 
@@ -314,7 +324,7 @@ def _unusable_names(table: Inputs) -> Iterator[Problem]:
             seen.setdefault(name, section)
 
 
-def _wrong_inputs(table: Inputs) -> Iterator[Problem]:
+def _wrong_inputs(table: Inputs, outputs: Outputs) -> Iterator[Problem]:
     senders = [name for section in SECTIONS[:3] for name in table[section]]
     for section, nodes in table.items():
         for name, inputs in nodes.items():
@@ -324,18 +334,34 @@ def _wrong_inputs(table: Inputs) -> Iterator[Problem]:
                 )
                 yield Problem((section, name, "inputs"), message)
             for index, sender in enumerate(inputs):
-                if message := _wrong_input(sender, name, inputs[:index], senders, table["sinks"]):
-                    yield Problem((section, name, "inputs", index), message)
+                where = (section, name, "inputs", index)
+                if sender in inputs[:index]:
+                    yield Problem(
+                        where, f"expected each input once, found {sender} again; remove it"
+                    )
+                elif node_of(sender) in outputs:
+                    if message := _wrong_output(sender, outputs[node_of(sender)]):
+                        yield Problem(where, message)
+                elif message := _wrong_input(sender, name, senders, table["sinks"]):
+                    yield Problem(where, message)
 
 
-def _wrong_input(
-    sender: str, name: str, before: tuple[str, ...], senders: list[str], sinks: Container[str]
-) -> str:
+def _wrong_output(sender: str, names: tuple[str, ...] | None) -> str:
+    """Return what is wrong with ``sender`` as an output of a node that has several, if anything."""
+    known = [f"{node_of(sender)}.{name}" for name in names or ()]
+    if names is None or sender in known:
+        return ""
+    cure = suggestion(sender, known)
+    return f"expected one of the outputs of {node_of(sender)}, found {sender}; {cure}"
+
+
+def _wrong_input(sender: str, name: str, senders: list[str], sinks: Container[str]) -> str:
     """Return what is wrong with ``sender`` as an input of the node ``name``, if anything is."""
-    if sender in before:
-        return f"expected each input once, found {sender} again; remove it"
     if sender in senders:
         return ""
+    if node_of(sender) in senders:
+        node = node_of(sender)
+        return f"expected {node}, which has one output without a name, found {sender}; write {node}"
     if sender in sinks:
         return f"expected a node that sends, found the sink {sender}; name what it receives from"
     cure = suggestion(sender, [other for other in senders if other != name])
@@ -349,7 +375,7 @@ def _dead_letter_inputs(inputs: tuple[str, ...]) -> Iterator[Problem]:
 
 
 def _cycles(table: Inputs) -> Iterator[Problem]:
-    edges = {name: inputs for nodes in table.values() for name, inputs in nodes.items()}
+    edges = _senders(table)
     while names := _cycle(edges):
         sender, name = names[-2:]
         section = next(section for section, nodes in table.items() if name in nodes)
@@ -358,6 +384,15 @@ def _cycles(table: Inputs) -> Iterator[Problem]:
         )
         yield Problem((section, name, "inputs"), message)
         edges[name] = tuple(other for other in edges[name] if other != sender)
+
+
+def _senders(table: Inputs) -> dict[str, tuple[str, ...]]:
+    """Return the names of the nodes that each node receives from."""
+    return {
+        name: tuple(map(node_of, inputs))
+        for nodes in table.values()
+        for name, inputs in nodes.items()
+    }
 
 
 def _cycle(edges: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -375,13 +410,14 @@ def _shared_sources(table: Inputs, in_turn: Container[str]) -> Iterator[Problem]
 
     The other one's edge is full then, so that the source, which feeds both, cannot go on either.
     """
-    edges = {name: inputs for nodes in table.values() for name, inputs in nodes.items()}
+    edges = _senders(table)
     for section, nodes in table.items():
         for name, inputs in nodes.items():
             if name not in in_turn:
                 continue
             for one, other in combinations(dict.fromkeys(inputs), 2):
-                shared = _ancestry(one, edges) & _ancestry(other, edges) & table["sources"].keys()
+                ancestries = (_ancestry(node_of(sender), edges) for sender in (one, other))
+                shared = set.intersection(*ancestries) & table["sources"].keys()
                 if shared:
                     message = (
                         f"expected inputs of different sources to take in turn, found {one} and "
@@ -401,16 +437,27 @@ def _ancestry(name: str, edges: Mapping[str, tuple[str, ...]]) -> set[str]:
     return found
 
 
-def _unread_nodes(table: Inputs) -> Iterator[Problem]:
+def _unread_nodes(table: Inputs, outputs: Outputs) -> Iterator[Problem]:
     read = {name for nodes in table.values() for inputs in nodes.values() for name in inputs}
     if any(not inputs for section in SECTIONS[1:] for inputs in table[section].values()):
         return  # a problem already, and likely what these nodes are for
-    misspelt = read - {name for nodes in table.values() for name in nodes}
-    for section in SECTIONS[:3]:
-        for name in table[section]:
-            if name not in read and not get_close_matches(name, misspelt, n=1):
-                message = (
-                    f"expected a node that receives from {name}, found none; "
-                    f"add it to the inputs of another node, or remove it"
-                )
-                yield Problem((section, name), message, is_about_key=True)
+    senders = {
+        sender: (section, name)
+        for section in SECTIONS[:3]
+        for name in table[section]
+        for sender in _outputs_of(name, outputs)
+    }
+    misspelt = read - senders.keys() - table["sinks"].keys()
+    for sender, location in senders.items():
+        if sender not in read and not get_close_matches(sender, misspelt, n=1):
+            message = (
+                f"expected a node that receives from {sender}, found none; "
+                f"add it to the inputs of another node, or remove it"
+            )
+            yield Problem(location, message, is_about_key=True)
+
+
+def _outputs_of(name: str, outputs: Outputs) -> list[str]:
+    """Return what names the outputs of a node as inputs of others, as far as that is known."""
+    names = outputs.get(name, ("",))
+    return [f"{name}.{output}" if output else name for output in names or ()]

@@ -134,11 +134,18 @@ class Buffer(Declaration):
     )
 
 
+def node_of(sender: str) -> str:
+    """Return the name of the node that an input leads to: ``level`` of ``level.high``."""
+    return sender.partition(".")[0]
+
+
 class Receiver(Node):
     """Declares a node that other nodes send to."""
 
     inputs: tuple[str, ...] = Field(
-        min_length=1, description="Names of the nodes that this one receives from."
+        min_length=1,
+        description="Names of the nodes that this one receives from; of one with several outputs "
+        "as node.output.",
     )
     merge: Literal["arrival", "round_robin"] = Field(
         "arrival",
@@ -206,6 +213,11 @@ class Operator(Receiver):
     keeps_scalars: ClassVar[bool] = False
     keeps_order: ClassVar[bool] = True
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of its outputs, as in ``inputs: [node.output]``; empty if there is only one."""
+        return ()
+
     def open(self, context: Context) -> AbstractContextManager[Processor]:
         """Give a processor until the context is left; in a worker thread if blocking."""
         raise NotImplementedError
@@ -218,7 +230,9 @@ class Sink(Receiver):
     """
 
     inputs: tuple[str, ...] = Field(
-        (), description="Names of the nodes that this one receives from."
+        (),
+        description="Names of the nodes that this one receives from; of one with several outputs "
+        "as node.output.",
     )
 
     def _overflow_problems(self) -> Iterator[Problem]:

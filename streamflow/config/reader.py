@@ -11,7 +11,7 @@ from streamflow.config.document import Document, Location, flatten
 from streamflow.config.overrides import override
 from streamflow.config.tree import compose
 from streamflow.errors import GraphError, Place, Problem, suggestion
-from streamflow.graph import SECTIONS, Graph, Settings, structure_problems
+from streamflow.graph import SECTIONS, Graph, Outputs, Settings, structure_problems
 from streamflow.models.declaration import Model
 from streamflow.nodes import Node, Operator, Sink, Source
 from streamflow.plugins import OPERATORS, SINKS, SOURCES, missing_packages, registered
@@ -103,7 +103,11 @@ class _Reading:
         dead_letter = None
         if data.get("dead_letter") is not None:
             dead_letter = self._node("sinks", ("dead_letter",), data["dead_letter"])
-        self._structure(sections, data.get("dead_letter"))
+        outputs = {
+            name: node.output_names if isinstance(node, Operator) else None
+            for name, node in nodes["operators"].items()
+        }
+        self._structure(sections, data.get("dead_letter"), outputs)
         if self._problems:
             self._raise()
         declared = {**settings, **nodes, "dead_letter": dead_letter}
@@ -194,7 +198,9 @@ class _Reading:
             self._report(where, message)
         return None
 
-    def _structure(self, sections: Mapping[str, dict[str, Any]], dead_letter: Any) -> None:
+    def _structure(
+        self, sections: Mapping[str, dict[str, Any]], dead_letter: Any, outputs: Outputs
+    ) -> None:
         table = {
             section: {name: _raw_inputs(value) for name, value in named.items()}
             for section, named in sections.items()
@@ -206,7 +212,8 @@ class _Reading:
             for name, value in named.items()
             if isinstance(value, dict) and value.get("merge") == "round_robin"
         }
-        for problem in structure_problems(table, _raw_inputs(dead_letter), in_turn):
+        found = structure_problems(table, _raw_inputs(dead_letter), in_turn, outputs)
+        for problem in found:
             location = problem.location
             is_known = location in known or location[:2] in known or location[:1] in known
             if location in known or (location[-1:] == ("inputs",) and is_known):

@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from html import escape
 
 from streamflow.graph import Graph
-from streamflow.nodes import Node, Receiver
+from streamflow.nodes import Node, Receiver, node_of
 
 WIDTH, HEIGHT, GAP = 170, 46, 60
 """Of a node and between two columns of them, in pixels."""
@@ -46,8 +46,10 @@ def as_mermaid(graph: Graph) -> str:
         lines.append(f'  {numbers[name]}{left}"{name}<br>{_type(node)}"{right}')
         for sender in _inputs(node):
             policy = node.overflow_of(sender) if isinstance(node, Receiver) else "block"
-            arrow = "-->" if policy == "block" else f"-- {policy} -->"
-            lines.append(f"  {numbers[sender]} {arrow} {numbers[name]}")
+            output = sender.partition(".")[2]
+            told = " ".join(filter(None, [output, "" if policy == "block" else policy]))
+            arrow = f"-- {told} -->" if told else "-->"
+            lines.append(f"  {numbers[node_of(sender)]} {arrow} {numbers[name]}")
     return "\n".join(lines) + "\n"
 
 
@@ -58,7 +60,7 @@ def as_svg(graph: Graph) -> str:
     rows: dict[int, int] = {}
     places: dict[str, tuple[int, int]] = {}
     for _, name, node in nodes:
-        column = 1 + max((columns[sender] for sender in _inputs(node)), default=-1)
+        column = 1 + max((columns[node_of(sender)] for sender in _inputs(node)), default=-1)
         columns[name] = column
         row = rows[column] = rows.get(column, -1) + 1
         places[name] = (20 + column * (WIDTH + GAP), 20 + row * (HEIGHT + 24))
@@ -69,7 +71,8 @@ def as_svg(graph: Graph) -> str:
     for _, name, node in nodes:
         x, y = places[name]
         for sender in _inputs(node):
-            from_x, from_y = places[sender][0] + WIDTH, places[sender][1] + HEIGHT // 2
+            from_x, from_y = places[node_of(sender)]
+            from_x, from_y = from_x + WIDTH, from_y + HEIGHT // 2
             to_y, bend = y + HEIGHT // 2, GAP // 2
             parts.append(
                 f'<path d="M{from_x} {from_y} C{from_x + bend} {from_y} {x - bend} {to_y} {x} '
@@ -88,7 +91,7 @@ def as_svg(graph: Graph) -> str:
 def _in_order(graph: Graph) -> list[tuple[str, str, Node]]:
     """Return section, name and declaration of every node, each after what it receives from."""
     nodes = {name: (section, name, node) for section, name, node in graph.nodes()}
-    inputs = {name: _inputs(node) for name, (_, _, node) in nodes.items()}
+    inputs = {name: map(node_of, _inputs(node)) for name, (_, _, node) in nodes.items()}
     return [nodes[name] for name in TopologicalSorter(inputs).static_order()]
 
 

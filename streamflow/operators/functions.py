@@ -1,4 +1,4 @@
-"""Operators that call a function of the user's for each record.
+"""Operators that call a function of the user's for each record, or evaluate an expression.
 
 The function gets the record's value and nothing else. A mapping is handed over as a dictionary of
 the call's own, so a function may change it; what is nested in it may be shared with other nodes
@@ -30,22 +30,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamflow.callables import CallableError, Named, resolve
 from streamflow.contracts import Context, Processed
 from streamflow.errors import GraphError, Problem
 from streamflow.nodes import Operator
-from streamflow.operators.step import Step
-from streamflow.records import Batch, estimate_bytes, split_rejected, to_columns
+from streamflow.operators.evaluation import Evaluate, evaluate_each, evaluation
+from streamflow.operators.expressions import ExpressionField
+from streamflow.operators.step import Step, with_new_values
+from streamflow.records import Batch, split_rejected
 
-SIZED_VALUES = 16
-"""How many values of a batch are looked at to estimate its size."""
+FUNCTION = (
+    "A function of a record's value, as package.module:callable. An object that has the methods "
+    "state and restore is kept in checkpoints."
+)
 
 
 class FunctionOperator(Operator):
@@ -53,17 +56,11 @@ class FunctionOperator(Operator):
 
     blocking: ClassVar[bool] = True
 
-    function: Named = Field(
-        description="A function of a record's value, as package.module:callable. An object that "
-        "has the methods state and restore is kept in checkpoints."
-    )
+    function: Named = Field(description=FUNCTION)
 
     def deep_problems(self, folder: Path) -> Iterator[Problem]:
         """Yield that the function does not import."""
-        try:
-            resolve(self.function, folder)
-        except CallableError as error:
-            yield Problem(("function",), str(error))
+        yield from _import_problems(self.function, folder)
 
 
 class Map(FunctionOperator):
@@ -79,18 +76,39 @@ class Map(FunctionOperator):
         return nullcontext(MapStep(resolve(self.function, context.folder)))
 
 
-class Filter(FunctionOperator):
-    """Keeps the records for whose value ``function`` returns something true.
+class Filter(Operator):
+    """Keeps the records for which an expression, or a function of their value, is true.
 
     A record for which it raises is rejected.
     """
 
+    blocking: ClassVar[bool] = True
     keeps_scalars: ClassVar[bool] = True
 
     type: Literal["filter"] = "filter"
+    where: ExpressionField | None = Field(
+        None, description="An expression over the fields of the record: price > 100."
+    )
+    function: Named | None = Field(None, description=FUNCTION)
 
-    def open(self, context: Context) -> AbstractContextManager[FilterStep]:
-        """Import the function."""
+    @model_validator(mode="after")
+    def _check_condition(self) -> Filter:
+        if (self.where is None) == (self.function is None):
+            found = "neither" if self.where is None else "both"
+            message = f"expected where or function, found {found}; write one of them"
+            raise ValueError(message)
+        return self
+
+    def deep_problems(self, folder: Path) -> Iterator[Problem]:
+        """Yield that the function does not import."""
+        if self.function is not None:
+            yield from _import_problems(self.function, folder)
+
+    def open(self, context: Context) -> AbstractContextManager[FilterStep | WhereStep]:
+        """Import the function, if there is one."""
+        if self.where is not None:
+            return nullcontext(WhereStep(evaluation(self.where)))
+        assert self.function is not None
         return nullcontext(FilterStep(resolve(self.function, context.folder)))
 
 
@@ -151,7 +169,7 @@ class MapStep(FunctionStep):
         good, rejected = split_rejected(batch, causes)
         if not results:
             return Processed(rejected=rejected)
-        return Processed(_with_new_values(good, list(results.values())), rejected)
+        return Processed(with_new_values(good, list(results.values())), rejected)
 
 
 class FlatMapStep(FunctionStep):
@@ -169,7 +187,7 @@ class FlatMapStep(FunctionStep):
         if not places:
             return Processed(rejected=rejected)
         values = [value for values in results.values() for value in values]
-        return Processed(_with_new_values(batch.select(places), values), rejected)
+        return Processed(with_new_values(batch.select(places), values), rejected)
 
     def _several(self, value: Any) -> list[Any]:
         """Return the values that one becomes."""
@@ -189,10 +207,32 @@ class FilterStep(FunctionStep):
 
     def process(self, batch: Batch) -> Processed:
         """Return the records that pass."""
-        results, causes = _call_each(lambda value: bool(self._function(value)), batch)
-        kept = [index for index, passes in results.items() if passes]
-        _, rejected = split_rejected(batch, causes)
-        return Processed(batch.select(kept) if kept else None, rejected)
+        return _passing(batch, *_call_each(lambda value: bool(self._function(value)), batch))
+
+
+class WhereStep(Step):
+    """An open `Filter` by an expression."""
+
+    def __init__(self, condition: Evaluate) -> None:
+        self._condition = condition
+
+    def process(self, batch: Batch) -> Processed:
+        """Return the records that pass."""
+        return _passing(batch, *evaluate_each(self._condition, batch, bool))
+
+
+def _passing(batch: Batch, passes: Mapping[int, bool], causes: Mapping[int, str]) -> Processed:
+    """Return the records that pass, and those rejected."""
+    kept = [index for index, passing in passes.items() if passing]
+    _, rejected = split_rejected(batch, causes)
+    return Processed(batch.select(kept) if kept else None, rejected)
+
+
+def _import_problems(function: Callable[..., Any] | str, folder: Path) -> Iterator[Problem]:
+    try:
+        resolve(function, folder)
+    except CallableError as error:
+        yield Problem(("function",), str(error))
 
 
 class Remembering(Protocol):
@@ -237,10 +277,3 @@ def _own_values(batch: Batch) -> list[Any]:
     if isinstance(batch.values, dict):
         return batch.rows()  # these are new
     return [dict(value) if type(value) is dict else value for value in batch.values]
-
-
-def _with_new_values(batch: Batch, values: list[Any]) -> Batch:
-    """Return the batch with other values and its size estimated anew, from a few of them."""
-    sample = values[:: -(-len(values) // SIZED_VALUES)]
-    size_bytes = sum(map(estimate_bytes, sample)) * len(values) // len(sample)
-    return replace(batch, values=to_columns(values), size_bytes=size_bytes)

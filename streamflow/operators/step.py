@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from streamflow.contracts import Processed
-from streamflow.records import Batch
+from streamflow.records import Batch, estimate_bytes, to_columns
+
+SIZED_VALUES = 16
+"""How many values of a batch are looked at to estimate its size."""
 
 
 class Step:
@@ -37,3 +41,10 @@ def absent(batch: Batch, index: int, name: str) -> str:
     if isinstance(batch.values, dict) or isinstance(value := batch.values[index], Mapping):
         return f"expected the field {name}, found none"
     return f"expected the field {name}, found a {type(value).__name__} without fields"
+
+
+def with_new_values(batch: Batch, values: list[Any]) -> Batch:
+    """Return the batch with other values and its size estimated anew, from a few of them."""
+    sample = values[:: -(-len(values) // SIZED_VALUES)]
+    size_bytes = sum(map(estimate_bytes, sample)) * len(values) // len(sample)
+    return replace(batch, values=to_columns(values), size_bytes=size_bytes)

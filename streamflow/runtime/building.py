@@ -8,7 +8,7 @@ from streamflow.checkpoints import Snapshot
 from streamflow.contracts import Context, Resume
 from streamflow.errors import StreamflowError
 from streamflow.graph import Graph
-from streamflow.nodes import Operator, Receiver, Sink, Source
+from streamflow.nodes import Operator, Receiver, Sink, Source, node_of
 from streamflow.runtime.channels import Inbox
 from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
@@ -70,7 +70,7 @@ def _connect(
             continue
         for sender in node.inputs:
             edge = inboxes[name].edge(sender, node.overflow_of(sender), node.buffer)
-            tasks[sender].outputs.append(edge)
+            tasks[node_of(sender)].outputs.append(edge)
         if snapshot is not None and (state := snapshot.states.get(waiting_at(name))):
             inboxes[name].restore(state)
 

@@ -130,6 +130,11 @@ class Edge:
         return f"<Edge {self.sender} -> {self._inbox.name}: {self.records} records wait>"
 
     @property
+    def output(self) -> str:
+        """Name of the sender's output that it comes from, if that has several."""
+        return self.sender.partition(".")[2]
+
+    @property
     def is_blocked(self) -> bool:
         """Whether its sender waits for room, and there is none."""
         return self._is_waiting and not self._room.is_set()

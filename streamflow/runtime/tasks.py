@@ -127,7 +127,12 @@ class NodeTask(ABC):
         """Return the figures that only this kind of node has."""
 
     async def _emit(
-        self, handled: int, batch: Batch | None, rejected: Rejected | None, shares: Sequence[Share]
+        self,
+        handled: int,
+        batch: Batch | None,
+        rejected: Rejected | None,
+        shares: Sequence[Share],
+        outputs: Sequence[str] | None = None,
     ) -> None:
         """Pass on what became of ``handled`` records, and settle the shares of all of them."""
         rejected_shares: Sequence[Share] = ()
@@ -139,10 +144,23 @@ class NodeTask(ABC):
         await self._dead_letters.handle(handled, rejected, rejected_shares)
         if batch:
             self.sent += len(batch)
-            parcels = Parcel(batch, tuple(shares)).split([batch] * len(self.outputs))
-            await send_all(self.outputs, parcels)
+            edges, batches = self._ways(batch, outputs)
+            await send_all(edges, Parcel(batch, tuple(shares)).split(batches))
         else:
             finish(shares)
+
+    def _ways(
+        self, batch: Batch, outputs: Sequence[str] | None
+    ) -> tuple[Sequence[Edge], Sequence[Batch]]:
+        """Return the edges that records go to, at least one, and the records of each."""
+        if outputs is None:
+            return self.outputs, [batch] * len(self.outputs)
+        ways = {
+            edge: [index for index, output in enumerate(outputs) if output == edge.output]
+            for edge in self.outputs
+        }
+        taken = {edge: batch.select(indices) for edge, indices in ways.items() if indices}
+        return list(taken), list(taken.values())
 
 
 class SourceTask(NodeTask):
@@ -312,7 +330,7 @@ class ProcessorTask(NodeTask):
                 await self._process(processor, parcel)
             if self.coordinator is None or not self.coordinator.is_suspended:
                 processed = await self._call(processor.end)
-                await self._emit(0, processed.batch, processed.rejected, ())
+                await self._emit(0, processed.batch, processed.rejected, (), processed.outputs)
             self._dead_letters.close()
             for edge in self.outputs:
                 edge.close()
@@ -329,7 +347,9 @@ class ProcessorTask(NodeTask):
         self.received += count
         with self._pace.watching(count) if self._limiter else nullcontext():
             processed = await self._call(lambda: processor.process(parcel.batch))
-        await self._emit(count, processed.batch, processed.rejected, parcel.shares)
+        await self._emit(
+            count, processed.batch, processed.rejected, parcel.shares, processed.outputs
+        )
 
     async def _call(self, function: Callable[[], T]) -> T:
         if self._limiter:

@@ -24,6 +24,19 @@ def batch_of(values: Values, start: int = 0) -> Batch:
     )
 
 
+def outputs(operator: Operator, batches: Iterable[Batch]) -> dict[str, list[Any]]:
+    """Return the values that come out of each output of an operator."""
+    found: dict[str, list[Any]] = {}
+    with operator.open(Context("node")) as processor:
+        for batch in batches:
+            processed = processor.process(batch)
+            if processed.batch is not None:
+                assert processed.outputs is not None
+                for name, value in zip(processed.outputs, processed.batch.rows(), strict=True):
+                    found.setdefault(name, []).append(value)
+    return found
+
+
 def process(operator: Operator, batches: Iterable[Batch]) -> tuple[list[Any], dict[int, str]]:
     """Return what an operator makes of batches: values, and causes by offset."""
     rows: list[Any] = []

@@ -28,6 +28,7 @@ from streamflow.runtime.waiting import load_batch
 from streamflow.testing import Gate, ListSink, ListSource
 
 PLENTY = 20
+OUTPUTS = ("even", "odd")
 FAULTS = ("source", "operator", "sink", "flush", "checkpoint", "abort", "stop")
 
 
@@ -105,13 +106,17 @@ class Commits(list[dict[Partition, int]]):
 
 
 class Turn(Operator):
-    """Filters, multiplies, rejects, or takes in the first records and no more."""
+    """Filters, multiplies, rejects, routes, or takes in the first records and no more."""
 
     type: Literal["turn"] = "turn"
     does: str
     name: str
     watch: Watch
     error_at: int | None = None
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return OUTPUTS if self.does == "route" else ()
 
     @contextmanager
     def open(self, context: Context) -> Iterator[Processor]:
@@ -145,7 +150,9 @@ class TurnStep(Step):
             if turn.does == "reject" and not count:
                 causes[index] = "a bad number"
         _, rejected = split_rejected(batch, causes)
-        return Processed(batch.select(kept) if kept else None, rejected)
+        batch = batch.select(kept)
+        outputs = [OUTPUTS[number % 2] for number in batch.rows()]
+        return Processed(batch or None, rejected, outputs if turn.does == "route" else None)
 
     def state(self) -> dict[str, Any]:
         return {"held": self._held}
@@ -191,10 +198,14 @@ def plans(draw: st.DrawFn) -> Plan:
     origins = [{source} for source in range(nodes)]
     for _ in range(draw(st.integers(1, 4))):
         inputs = draw(st.sets(st.integers(0, nodes - 1), min_size=1, max_size=2))
-        does = draw(st.sampled_from(["filter", "flat map", "reject", "hold", "pass"]))
+        does = draw(st.sampled_from(["filter", "flat map", "reject", "hold", "pass", "route"]))
         merge = draw(st.sampled_from(["arrival", "round_robin"]))
         origins.append(set().union(*(origins[sender] for sender in inputs)))
-        if len(origins[-1]) < sum(len(origins[sender]) for sender in inputs):
+        is_routed = any(
+            sender >= num_sources and operators[sender - num_sources][0] == "route"
+            for sender in inputs
+        )
+        if is_routed or len(origins[-1]) < sum(len(origins[sender]) for sender in inputs):
             merge = "arrival"  # inputs of one source cannot be taken in turn
         if len(inputs) > 1 and any(
             len(others) > 1 for _, others, way, _ in operators if way == merge
@@ -227,6 +238,18 @@ def name_of(plan: Plan, node: int) -> str:
     return f"in{node}" if node < len(plan.counts) else f"turn{node}"
 
 
+def inputs_of(plan: Plan, senders: tuple[int, ...]) -> tuple[str, ...]:
+    """Return how a node names what it receives from: all outputs of each."""
+    routes = {
+        node for node, (does, *_) in enumerate(plan.operators, len(plan.counts)) if does == "route"
+    }
+    return tuple(
+        f"{name_of(plan, sender)}{output}"
+        for sender in senders
+        for output in (("." + output for output in OUTPUTS) if sender in routes else ("",))
+    )
+
+
 def graph_of(
     plan: Plan, numbers: list[list[int]], watch: Watch, fault: tuple[str, int, int] | None
 ) -> Graph:
@@ -249,7 +272,7 @@ def graph_of(
         node = len(plan.counts) + place
         is_faulty = which == "operator" and where % len(plan.operators) == place
         operators[name_of(plan, node)] = Turn(
-            inputs=tuple(name_of(plan, sender) for sender in inputs),
+            inputs=inputs_of(plan, inputs),
             does=does,
             name=name_of(plan, node),
             watch=watch,
@@ -263,7 +286,7 @@ def graph_of(
         limit = len(sink.probe.records) + when
         watch.sinks[index] = sink.model_copy(
             update={
-                "inputs": tuple(name_of(plan, sender) for sender in inputs),
+                "inputs": inputs_of(plan, inputs),
                 "reject": lambda value, name=f"out{index}": watch.handled(name, value),
                 "fail_after": limit if which == "sink" and is_faulty else None,
                 "gate": Slow(plan.delays[2 + index]),
