@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from streamflow.callables import Named
 from streamflow.contracts import Context, Processor
-from streamflow.errors import Problem
+from streamflow.errors import GraphError, Problem
 from streamflow.nodes import Operator
 
 Arguments: TypeAlias = dict[str, Any] | list[Any] | str | float | bool | None
@@ -172,64 +172,86 @@ class Model(Operator):
 
     @model_validator(mode="after")
     def _check(self) -> Model:
-        for message in self._contradictions():
-            raise ValueError(message)
+        if problems := list(self._contradictions()):
+            raise GraphError(problems)
         return self
 
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Model:
+    def _contradictions(self) -> Iterator[Problem]:
+        """Yield what does not go together."""
         if (self.schedule == "lockstep") != (self.backward == "newest"):
-            message = (
+            yield Problem(
+                ("schedule" if self.schedule == "lockstep" else "backward",),
                 "expected backward: newest with schedule: lockstep and only there, "
-                f"found {self.backward} with {self.schedule}; change one of them"
+                f"found {self.backward} with {self.schedule}; change one of them",
             )
-            raise ValueError(message)
-        return self
-
-    def _contradictions(self) -> Iterator[str]:
-        """Yield what does not go together, as text for the user."""
         if clash := sorted(set(self.carry) & set(OUTPUT_FIELDS)):
-            yield (
+            yield Problem(
+                ("carry",),
                 f"expected carry to name other fields than the output's own, found {clash[0]}; "
-                f"rename the field with a map operator before the model"
+                f"rename the field with a rename operator before the model",
             )
+        if self.rate and self.stages != "auto":
+            yield Problem(
+                ("rate",),
+                f"expected a rate with stages: auto only, found stages: {self.stages}; "
+                f"remove one of them",
+            )
+        yield from self._target_contradictions()
+        yield from self._task_contradictions()
+        yield from self._state_contradictions()
+
+    def _target_contradictions(self) -> Iterator[Problem]:
         if self.target is None and self.learn and (self.loss is None or self.loss_name):
-            yield (
+            yield Problem(
+                ("target",),
                 "expected a target to learn, found none; "
-                "name its field, give a loss of the output alone, or set learn: false"
+                "name its field, give a loss of the output alone, or set learn: false",
             )
         if self.horizon and not self.target:
-            yield "expected a target to forecast, found none; name its field"
+            yield Problem(("horizon",), "expected a target to forecast, found none; name its field")
         if self.target and not self.resolved_task:
-            yield (
+            yield Problem(
+                ("loss",),
                 "expected a task, found a loss that does not tell it; "
-                "set task to regression, binary or classification"
+                "set task to regression, binary or classification",
             )
-        if self.resolved_task == "regression":
-            if self.classes:
-                yield "expected no classes for regression, found some; set task: classification"
-        elif self.standardize_target:
-            yield "expected standardize_target with regression only, found another task; remove it"
-        if self.classes and len(set(self.classes)) < len(self.classes):
-            yield "expected each class once, found one twice; remove it"
-        if self.resolved_task == "binary" and self.classes and len(self.classes) != 2:
-            yield f"expected two classes for a binary task, found {len(self.classes)}"
 
-    @model_validator(mode="after")
-    def _check_state(self) -> Model:
-        message = None
+    def _task_contradictions(self) -> Iterator[Problem]:
+        classes, task = self.classes or (), self.resolved_task
+        if classes and task == "regression":
+            yield Problem(
+                ("classes",),
+                "expected no classes for regression, found some; set task: classification",
+            )
+        if self.standardize_target and task != "regression":
+            yield Problem(
+                ("standardize_target",),
+                f"expected standardize_target with regression only, found {task or 'no task'}; "
+                f"remove it",
+            )
+        if repeated := [name for index, name in enumerate(classes) if name in classes[:index]]:
+            yield Problem(
+                ("classes",), f"expected each class once, found {repeated[0]} twice; remove one"
+            )
+        if task == "binary" and classes and len(classes) != 2:
+            yield Problem(
+                ("classes",),
+                f"expected two classes for a binary task, found {len(classes)}; "
+                f"set task: classification, or name two",
+            )
+
+    def _state_contradictions(self) -> Iterator[Problem]:
         if self.horizon and self.state:
-            message = (
+            yield Problem(
+                ("state",),
                 "expected no recurrent state with a horizon, as a record is learned long after "
-                "its state has moved on, found some; pass earlier values as features"
+                "its state has moved on, found some; pass earlier values as features",
             )
         if self.keys and not self.state:
-            message = "expected recurrent state for keys, found none; name its buffers in state"
-        if self.rate and self.stages != "auto":
-            message = f"expected a rate with stages: auto only, found stages: {self.stages}"
-        if message:
-            raise ValueError(message)
-        return self
+            yield Problem(
+                ("keys",),
+                "expected recurrent state for keys, found none; name its buffers in state",
+            )
 
     @property
     def loss_name(self) -> str | None:

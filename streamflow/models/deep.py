@@ -35,16 +35,17 @@ def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterato
     _attempt(found, "scheduler", lambda: build_scheduler(model, folder))
     if model.weights is not None and not (folder / model.weights).is_file():
         message = f"expected a file of weights, found none at {folder / model.weights}"
-        found.append(Problem(("weights",), message))
+        found.append(Problem(("weights",), f"{message}; check the path"))
+    if network is not None:
+        found += _fit_problems(model, network, only_scalars=only_scalars)
     yield from found
     if network is None or found:
         return
-    yield from _feature_problems(model, network, only_scalars=only_scalars)
     try:
         check_options(network, **pipeline_options(model, folder))
     except StreamflowError as error:
         where, _, message = str(error).partition(": ")
-        yield Problem((where,), message)
+        yield _problem((where,), message)
 
 
 def _loss_problem(model: Model) -> Problem:
@@ -76,41 +77,77 @@ def _attempt(found: list[Problem], option: str, build: Callable[[], Any]) -> Any
     except CallableError as error:
         found.append(Problem((option,), str(error)))
     except Exception as error:  # the user's callable may raise anything
-        message = f"expected the {option} to build, found {type(error).__name__}: {error}"
+        message = f"expected the {option} to build, found {type(error).__name__}: {error}; "
+        message += "mend what it names"
         found.append(Problem((option,), message))
     return None
 
 
-def _feature_problems(model: Model, network: nn.Module, *, only_scalars: bool) -> Iterator[Problem]:
-    """Yield why as many numbers as there are features do not fit, where that is for sure.
+def _fit_problems(model: Model, network: nn.Module, *, only_scalars: bool) -> Iterator[Problem]:
+    """Yield why features, layers and task do not fit each other, where that is for sure.
 
     A field may hold an array, which counts with all its elements: then fewer fields than the
     network has inputs can be right.
     """
     if isinstance(model.features, str):
         return
-    count = len(model.features)
-    first = next((module for module in network.modules() if not list(module.children())), None)
-    wanted = first.in_features if isinstance(first, nn.Linear) else None
-    if not only_scalars and (wanted is None or count <= wanted):
+    count, wanted = len(model.features), _wanted_features(network)
+    if not only_scalars:
+        if wanted is None:
+            return
+        count = max(count, wanted)
+    if wanted not in (None, count):
+        message = f"expected {wanted} features to fit {_first_layer(network)}, found {count}; "
+        yield Problem(("features",), message + "change the features or the first layer")
         return
-    try:
-        with torch.no_grad():
-            output = network.eval()(torch.zeros(1, count, device=_device(network)))
-    except NotImplementedError:  # an operation that the meta device does not have
-        return
-    except Exception as error:
-        what = f"{first}" if wanted else f"the network, which says: {error}"
-        message = (
-            f"expected {wanted or 'other'} features to fit {what}, found {count}; "
-            f"change the features or the first layer"
-        )
-        yield Problem(("features",), message)
-        return
+    is_listed = isinstance(model.network, tuple)
+    layers = list(network.children()) if is_listed else [network]
+    output: Any = torch.zeros(1, count, device=_device(network))
+    for index, layer in enumerate(layers):
+        before = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        try:
+            with torch.no_grad():
+                output = layer.eval()(output)
+        except NotImplementedError:  # an operation that the meta device does not have
+            return
+        except Exception as error:  # a layer may refuse its input in any way
+            where = ("network", index) if is_listed else ("network",)
+            yield Problem(where, _misfit(layer, index, before, error))
+            return
     try:
         make_head(model).fit(one_tensor(output))
     except StreamflowError as error:
-        yield Problem(("network",), str(error))
+        yield _problem(("network",), str(error))
+
+
+def _misfit(layer: nn.Module, index: int, shape: object, error: Exception) -> str:
+    """Return what is wrong with a layer that does not take what comes before it."""
+    giver = "the features" if index == 0 else "the layers before it"
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    what = "the features or the network" if index == 0 else "it or the layer before"
+    name = type(layer).__name__
+    return (
+        f"expected a layer that takes what {giver} give, of the shape {shape}, "
+        f"found that {name} says {reason}; change {what}"
+    )
+
+
+def _first_layer(network: nn.Module) -> nn.Module:
+    """Return the layer that the features enter, or what holds it where that is not known."""
+    while isinstance(network, nn.Sequential) and len(network):
+        network = network[0]
+    return network
+
+
+def _wanted_features(network: nn.Module) -> int | None:
+    """Return how many features a network takes, where its first layer tells it."""
+    first = _first_layer(network)
+    return first.in_features if isinstance(first, nn.Linear) else None
+
+
+def _problem(location: tuple[str | int, ...], message: str) -> Problem:
+    """Return what the pipeline says, which is no part of a graph, in the words of graphs."""
+    return Problem(location, message.replace(", got ", ", found ", 1))
 
 
 def _device(network: nn.Module) -> torch.device:

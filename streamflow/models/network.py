@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from streamflow.callables import Named, resolve
+from streamflow.callables import CallableError, Named, resolve
 from streamflow.errors import ConnectorError, GraphError, Problem, suggestion
 from streamflow.models.declaration import Arguments, Layer, Made, Model
 
+Built = TypeVar("Built")
 Loss = Callable[..., Tensor]
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -43,16 +44,31 @@ def build_network(model: Model, folder: Path) -> nn.Module:
 
 def _build(model: Model, folder: Path) -> nn.Module:
     if isinstance(model.network, tuple):
-        layers = [
-            _build_layer(layer, ("network", index), folder)
+        layers = _each(
+            partial(_build_layer, layer, ("network", index), folder)
             for index, layer in enumerate(model.network)
-        ]
+        )
         return nn.Sequential(*layers)
     network = resolve(model.network, folder)()
     if not isinstance(network, nn.Module):
-        message = f"expected a callable that returns a torch.nn.Module, found {network!r}"
+        message = f"expected a callable that returns a torch.nn.Module, found {network!r}; "
+        message += "return one"
         raise GraphError([Problem(("network",), message)])
     return network
+
+
+def _each(builds: Iterable[Callable[[], Built]]) -> list[Built]:
+    """Return what each builds, or tell at once what is wrong with all of them."""
+    built: list[Built] = []
+    problems: list[Problem] = []
+    for build in builds:
+        try:
+            built.append(build())
+        except GraphError as error:
+            problems += error.problems
+    if problems:
+        raise GraphError(problems)
+    return built
 
 
 def _build_layer(layer: Layer, location: tuple[str | int, ...], folder: Path) -> nn.Module:
@@ -66,7 +82,8 @@ def _build_layer(layer: Layer, location: tuple[str | int, ...], folder: Path) ->
         )
         raise GraphError([Problem((*location, name), message)]) from error
     if not isinstance(built, nn.Module):
-        message = f"expected {name} to make a torch.nn.Module, found {type(built).__name__}"
+        message = f"expected {name} to make a torch.nn.Module, found {type(built).__name__}; "
+        message += "return one"
         raise GraphError([Problem((*location, name), message)])
     return built
 
@@ -75,7 +92,10 @@ def _layer_factory(
     name: str, location: tuple[str | int, ...], folder: Path
 ) -> Callable[..., object]:
     if ":" in name:
-        return resolve(name, folder)
+        try:
+            return resolve(name, folder)
+        except CallableError as error:
+            raise GraphError([Problem(location, str(error))]) from error
     factory = getattr(nn, name, None)
     if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
         layers = [other for other in dir(nn) if _is_class(nn, other, nn.Module)]
@@ -137,7 +157,7 @@ def build_loss(model: Model, folder: Path) -> Loss | None:
         signature(loss).bind(None, None, **options)
     except TypeError as error:
         message = f"expected options with which {name} takes output and target, found {options}: "
-        raise GraphError([Problem(("loss",), f"{message}{error}")]) from error
+        raise GraphError([Problem(("loss",), f"{message}{error}; see its docs")]) from error
     return partial(loss, **options)
 
 
@@ -150,10 +170,10 @@ def build_optimizer(model: Model, folder: Path) -> OptimizerFactory | list[Optim
     """
     declared = model.optimizer
     if isinstance(declared, tuple):
-        return [
-            _build_optimizer(one, ("optimizer", index), model, folder)
+        return _each(
+            partial(_build_optimizer, one, ("optimizer", index), model, folder)
             for index, one in enumerate(declared)
-        ]
+        )
     return _build_optimizer(declared, ("optimizer",), model, folder)
 
 
@@ -167,8 +187,10 @@ def _build_optimizer(
     if ":" not in name:
         parameters = [nn.Parameter(torch.zeros(1))]
         _attempt(lambda: factory(parameters), name, options, (*location, name))
-        for pattern, group in model.groups.items():
-            _attempt(partial(factory, parameters, **group), name, group, ("groups", pattern))
+        _each(
+            partial(_attempt, partial(factory, parameters, **group), name, group, ("groups", match))
+            for match, group in model.groups.items()
+        )
     return factory
 
 
@@ -221,7 +243,9 @@ def _attempt(
     try:
         build()
     except Exception as error:  # an optimizer may refuse its options in any way
-        message = f"expected options that {name} takes, found {dict(options)}: {error}"
+        message = (
+            f"expected options that {name} takes, found {dict(options)}: {error}; see its docs"
+        )
         raise GraphError([Problem(location, message)]) from error
 
 

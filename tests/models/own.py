@@ -56,3 +56,16 @@ class Column(nn.Module):
 
 def output_loss(output: Tensor) -> Tensor:
     return output.square().mean()
+
+
+class Gated(nn.Module):
+    """A network whose first layer does not take its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(3, 2)
+        self.body = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.body(x) * self.gate(x[:, :3])
+        return output

@@ -51,5 +51,12 @@ def test_what_does_not_go_together(options: dict[str, Any], message: str) -> Non
     assert message in str(caught.value)
 
 
+def test_contradictions_are_told_at_once_with_the_option_to_change() -> None:
+    with pytest.raises(GraphError) as caught:
+        model(carry=("step",), schedule="lockstep", classes=("a", "a"), rate=5.0, keys="machine")
+    places = [problem.location for problem in caught.value.problems]
+    assert places == [("schedule",), ("carry",), ("rate",), ("classes",), ("keys",)]
+
+
 def test_a_target_may_be_standardized_for_regression() -> None:
     assert line(standardize_target=True, loss=None).resolved_task == "regression"

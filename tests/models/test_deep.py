@@ -10,11 +10,11 @@ OWN = "tests.models.own"
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"groups": {"9.*": {"lr": 1}}}, "groups: expected patterns of parameter names, the first ma"),
     ({"groups": {"0.*": {"rate": 1}}}, "groups.0.*: expected options that SGD takes, found {"),
-    ({"state": ("h",)}, "state: expected names of the network's buffers, got 'h'; it has none; "),
-    ({"devices": "cuda:99"}, "devices: expected devices of this machine, got 'cuda:99': "),
+    ({"state": ("h",)}, "state: expected names of the network's buffers, found 'h'; it has none; "),
+    ({"devices": "cuda:99"}, "devices: expected devices of this machine, found 'cuda:99': "),
     (
         {"optimizer": ("SGD", "Adam")},
-        "optimizer: expected one per stage, 1, got 2; pass as many, or a single one for all",
+        "optimizer: expected one per stage, 1, found 2; pass as many, or a single one for all",
     ),
     (
         {"scheduler": "StepLRR"},
@@ -26,7 +26,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"clip_norm": 1.0, "clip_over": "network", "stages": 2},
-        "clip_over: expected 'stage' with 2 stages in 1f1b, got 'network', whose norm is known",
+        "clip_over: expected 'stage' with 2 stages in 1f1b, found 'network', whose norm is known",
     ),
     (
         {"loss": f"{OWN}:output_loss", "task": "classification"},
@@ -80,9 +80,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "optimizer.SGD: expected options that SGD takes, found {'rate': 1}: ",
     ),
     ({"optimizer": {"SGD": {"lr": -1}}}, "optimizer.SGD: expected options that SGD takes, found "),
-    ({"stages": ("7",)}, "stages: expected names of modules, got '7'; known are 0, 1, 2"),
-    ({"stages": 4}, "stages: expected at most 3 for this network, got 4; "),
+    ({"stages": ("7",)}, "stages: expected names of modules, found '7'; known are 0, 1, 2"),
+    ({"stages": 4}, "stages: expected at most 3 for this network, found 4; "),
     ({"weights": "none.safetensors"}, "weights: expected a file of weights, found none at "),
+    (
+        {"network": ({"Linear": [5, 64]}, "ReLU", {"Linear": [65, 2]})},
+        "network.2: expected a layer that takes what the layers before it give, of the shape (1, ",
+    ),
+    (
+        {"network": ({"Linear": [5, 2]}, {f"{OWN}:Absent": 1})},
+        f"network.1: expected {OWN}:Absent to import, found AttributeError: ",
+    ),
+    ({"classes": (1, 2, 3)}, "network: expected as many outputs as classes, 3, found 2; change "),
 ]
 
 
@@ -98,8 +107,20 @@ def test_each_problem_is_found(tmp_path: Path, options: dict[str, Any], message:
 
 
 def test_all_problems_are_found_at_once(tmp_path: Path) -> None:
-    found = problems(tmp_path, network=("Relu",), loss={"cross_entropy": {"a": 1}}, optimizer="X")
-    assert [problem.split(":")[0] for problem in found] == ["network.0", "loss", "optimizer"]
+    network = ("Relu", {"Linear": [5, 2]}, {"Linear": 5})
+    found = problems(tmp_path, network=network, loss={"cross_entropy": {"a": 1}}, optimizer="X")
+    places = [problem.split(":")[0] for problem in found]
+    assert places == ["network.0", "network.2.Linear", "loss", "optimizer"]
+
+
+def test_features_and_optimizers_are_wrong_at_once(tmp_path: Path) -> None:
+    optimizers = ({"SGD": {"rate": 1}}, "SGD", "X")
+    groups: dict[str, Any] = {"0.*": {"rate": 1}, "2.*": {"momentum": 0.9}, "1.*": {"a": 1}}
+    found = problems(tmp_path, features=tuple("abcdef"), optimizer=optimizers)
+    places = [problem.split(":")[0] for problem in found]
+    assert places == ["optimizer.0.SGD", "optimizer.2", "features"]
+    found = problems(tmp_path, groups=groups)
+    assert [problem.split(":")[0] for problem in found] == ["groups.0.*", "groups.1.*"]
 
 
 @pytest.mark.parametrize("only_scalars", [True, False])
@@ -129,12 +150,19 @@ def test_features_that_do_not_fit(tmp_path: Path, count: int, only_scalars: bool
     assert found == f"{TOO_FEW}, found {count}; change the features or the first layer"
 
 
+def test_the_first_layer_of_an_own_network_may_take_something_else(tmp_path: Path) -> None:
+    gated = f"{OWN}:Gated"
+    assert problems(tmp_path, network=gated, features=("a", "b", "c", "d")) == []
+    (found,) = problems(tmp_path, only_scalars=True, network=gated, features=("a", "b", "c", "d"))
+    assert found.startswith("network: expected a layer that takes what the features give, of the ")
+
+
 def test_few_features_may_be_arrays(tmp_path: Path) -> None:
     assert problems(tmp_path, features=("a", "b")) == []
 
 
 def test_outputs_must_fit_the_task(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, only_scalars=True, classes=(1, 2, 3))
-    assert found.startswith("network: expected as many outputs as classes, 3, got 2; ")
+    assert found.startswith("network: expected as many outputs as classes, 3, found 2; ")
     (other,) = line(loss="cross_entropy").deep_problems(tmp_path, only_scalars=True)
     assert str(other).startswith("network: expected one output for each of at least two classes")
