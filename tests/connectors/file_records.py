@@ -1,8 +1,11 @@
 """Records in files, and how a run that goes on from a checkpoint reads them."""
 
 import csv
+import gzip
 import io
 import json
+import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,40 @@ from streamflow.contracts import Context, Resume
 from streamflow.records import Place
 from streamflow_connectors.files import FileSource
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 Item = tuple[str, int, Any]
 """A path, a row, and the value or the bytes that are none."""
 
 texts = st.text('ab1",\n\r ;€', max_size=6)
 cells = st.none() | st.integers(-99, 99) | texts
 rows = st.fixed_dictionaries({"a": cells, "b": texts})
-suffixes = st.sampled_from(["csv", "jsonl", "msgpack", "csv.gz", "jsonl.gz", "msgpack.gz"])
+suffixes = st.sampled_from(
+    ["csv", "jsonl", "msgpack", "csv.gz", "jsonl.gz", "msgpack.gz", "csv.zst", "jsonl.zst"]
+)
+
+
+def pack(path: str, data: bytes) -> bytes:
+    """Return data as a file of this name holds them."""
+    if path.endswith(".zst"):
+        return zstd.compress(data)
+    return gzip.compress(data) if path.endswith(".gz") else data
+
+
+def unpacked(path: Path) -> bytes:
+    """Return what a file holds, whose last member may not be ended yet."""
+    data, content = path.read_bytes(), b""
+    if path.suffix not in (".gz", ".zst"):
+        return data
+    while data:
+        member: Any = zstd.ZstdDecompressor() if path.suffix == ".zst" else None
+        member = member or zlib.decompressobj(wbits=31)
+        content += member.decompress(data)
+        data = member.unused_data
+    return content
 
 
 def resuming(folder: Path, resume: Resume | None = None) -> Context:

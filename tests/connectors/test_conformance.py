@@ -1,7 +1,6 @@
 """Every connector against `streamflow.contracts`, and the checks themselves."""
 
 import os
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,13 +26,15 @@ from streamflow.testing import (
     check_stalled_sink,
 )
 from streamflow_connectors.files import FileSink, FileSource
+from streamflow_connectors.files.packing import without_packing
 from streamflow_connectors.memory import MemorySink, MemorySource, QueueReader, QueueWriter
+from tests.connectors.file_records import unpacked
 
 pytestmark = pytest.mark.anyio
 
 VALUES = [{"a": number, "b": f"text {number}"} for number in range(2500)]
 BAD = {"a": object(), "b": "no format holds this"}
-FORMATS = ["csv", "jsonl", "msgpack", "csv.gz", "jsonl.gz"]
+FORMATS = ["csv", "jsonl", "msgpack", "csv.gz", "jsonl.gz", "jsonl.zst", "msgpack.zst"]
 
 
 class Anew:
@@ -124,11 +125,8 @@ async def test_a_file_sink(tmp_path: Path, suffix: str) -> None:
     path = f"out.{suffix}"
 
     async def read_back() -> list[Any]:
-        data = (tmp_path / path).read_bytes()  # not yet ended, if it is packed
-        copy = f"copy.{suffix.removesuffix('.gz')}"
-        if path.endswith(".gz"):
-            data = zlib.decompressobj(wbits=31).decompress(data)
-        (tmp_path / copy).write_bytes(data)
+        copy = f"copy.{without_packing(suffix)}"  # since a packed one is not yet ended
+        (tmp_path / copy).write_bytes(unpacked(tmp_path / path))
         return await read_file(copy, tmp_path)
 
     await check_sink(lambda: FileSink(path=path), read_back, VALUES, bad=BAD, folder=tmp_path)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,18 @@ from streamflow.conformance import make_batch
 from streamflow.contracts import Context, Resume
 from streamflow.errors import ConnectorError
 from streamflow_connectors.files import FileSink
-from tests.connectors.file_records import PARTS, read, resuming, rows, suffixes, values
+from streamflow_connectors.files.packing import packing_of
+from tests.connectors.file_records import (
+    PARTS,
+    pack,
+    read,
+    resuming,
+    rows,
+    suffixes,
+    unpacked,
+    values,
+    zstd,
+)
 
 
 class Output:
@@ -55,8 +65,7 @@ class Output:
 
     def data(self) -> bytes:
         """Return what the file holds, unpacked."""
-        data = (self._folder / self._path).read_bytes()
-        return gzip.decompress(data) if self._path.endswith(".gz") else data
+        return unpacked(self._folder / self._path)
 
 
 batches = st.lists(st.lists(rows, min_size=1, max_size=4), max_size=3)
@@ -77,25 +86,27 @@ def test_a_file_cut_back_to_its_mark_goes_on_as_if_nothing_had_happened(
         assert broken.data() == whole.data()
 
 
-@pytest.mark.parametrize("suffix", ["csv.gz", "jsonl.gz", "msgpack.gz"])
-def test_a_mark_is_the_end_of_a_whole_gzip_file(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", ["csv.gz", "jsonl.gz", "msgpack.gz", "jsonl.zst", "csv.zst"])
+def test_a_mark_is_the_end_of_a_whole_packed_file(tmp_path: Path, suffix: str) -> None:
     output = Output(tmp_path, f"out.{suffix}")
     for batch in ([], [{"a": 1}], [], [{"a": 2}]):
         output.run([batch] if batch else [], lost=[[{"a": 3}]])
         assert output.mark is not None
         data = (tmp_path / f"out.{suffix}").read_bytes()[: output.mark["bytes"]]
         (tmp_path / f"cut.{suffix}").write_bytes(data)
-        assert gzip.decompress(data) is not None
+        assert (gzip if suffix.endswith("gz") else zstd).decompress(data) is not None
     assert values(read(tmp_path, f"cut.{suffix}")) == [{"a": 1}, {"a": 2}]
 
 
-def test_marks_without_records_between_add_nothing(tmp_path: Path) -> None:
-    output = Output(tmp_path, "out.jsonl.gz")
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_marks_without_records_between_add_nothing(tmp_path: Path, suffix: str) -> None:
+    path = f"out.jsonl.{suffix}"
+    output = Output(tmp_path, path)
     output.run([[1]])
-    size = (tmp_path / "out.jsonl.gz").stat().st_size
+    size = (tmp_path / path).stat().st_size
     output.run([])
     output.run([])
-    assert (tmp_path / "out.jsonl.gz").stat().st_size == size
+    assert (tmp_path / path).stat().st_size == size
 
 
 def test_columns_go_on_as_they_were(tmp_path: Path) -> None:
@@ -168,20 +179,21 @@ def append(folder: Path, path: str, row: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "msgpack"])
-@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 def test_half_a_record_spoils_no_other(
-    tmp_path: Path, kind: str, is_packed: bool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, kind: str, packed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = b"a,b\n" if kind == "csv" else b""
     parts = list(map(PARTS[kind], ROWS))
     content = head + b"".join(parts)
-    path = f"out.{kind}{'.gz' * is_packed}"
+    path = f"out.{kind}{packed}"
+    packing = packing_of(path)
     for cut in range(len(head) + len(parts[0]), len(content) + 1):
         num_whole = sum(cut >= len(head + b"".join(parts[: count + 1])) for count in range(3))
         kept = content[:cut]
-        if is_packed:  # each record is flushed, and the member never ended
-            packer = zlib.compressobj(wbits=31)
-            kept = packer.compress(kept) + packer.flush(zlib.Z_SYNC_FLUSH)
+        if packing:  # each record is flushed, and the member never ended
+            packer = packing.packer(is_new=True)
+            kept = packer.pack(kept) + packer.flush()
         (tmp_path / path).write_bytes(kept)
         caplog.clear()
         append(tmp_path, path, NEW)
@@ -191,21 +203,8 @@ def test_half_a_record_spoils_no_other(
         is_torn = cut != len(head + b"".join(parts[:num_whole]))
         assert len(got) - num_whole - 1 in ((0, 1) if is_torn else (0,))
         assert [record.levelno for record in caplog.records] == [logging.WARNING] * (
-            is_torn or is_packed
+            is_torn or packing is not None
         )
-
-
-@pytest.mark.parametrize("cut", range(1, 40))
-def test_half_a_gzip_member_is_packed_anew(tmp_path: Path, cut: int) -> None:
-    member = gzip.compress(b'{"a":1}\n')
-    second = gzip.compress(b'{"a":2}\n')
-    (tmp_path / "out.jsonl.gz").write_bytes(member + second[:cut])
-    append(tmp_path, "out.jsonl.gz", NEW)
-    assert os.listdir(tmp_path) == ["out.jsonl.gz"]
-    lines = gzip.decompress((tmp_path / "out.jsonl.gz").read_bytes()).splitlines()
-    assert lines[0] == b'{"a":1}'
-    assert json.loads(lines[-1]) == NEW
-    assert b"".join(lines[1:-1]) in b'{"a":2}'
 
 
 def test_a_last_record_that_nothing_ends_is_kept(tmp_path: Path) -> None:
@@ -281,7 +280,7 @@ run_once(LAST)
 '''
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "msgpack.gz"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl.zst", "msgpack.gz"])
 def test_twenty_kills_leave_each_record_once(tmp_path: Path, suffix: str) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path), f"out.{suffix}", "7"]
     subprocess.run(command, check=True, timeout=100)
@@ -291,12 +290,12 @@ def test_twenty_kills_leave_each_record_once(tmp_path: Path, suffix: str) -> Non
         assert (tmp_path / "out.csv").read_bytes().count(b"n,text\n") == 1
 
 
-@pytest.mark.parametrize("path", ["out.csv", "out.csv.gz"])
+@pytest.mark.parametrize("path", ["out.csv", "out.csv.gz", "out.csv.zst"])
 @pytest.mark.parametrize("torn", [b"n", b"num", b'"na', b"number,"])
 def test_a_header_that_a_crash_cut_short_is_written_anew(
     tmp_path: Path, path: str, torn: bytes
 ) -> None:
-    (tmp_path / path).write_bytes(gzip.compress(torn) if path.endswith(".gz") else torn)
+    (tmp_path / path).write_bytes(pack(path, torn))
     append(tmp_path, path, {"number": 1})
     append(tmp_path, path, {"number": 2})
     assert values(read(tmp_path, path)) == [{"number": 1}, {"number": 2}]

@@ -13,8 +13,8 @@ from streamflow.contracts import Context, Reader
 from streamflow.errors import ConnectorError
 from streamflow.graph import Graph
 from streamflow.testing import ListSink
-from streamflow_connectors.file_reader import MOST_RECORDS
 from streamflow_connectors.files import FileSource
+from streamflow_connectors.files.opened import MOST_RECORDS
 
 pytestmark = pytest.mark.anyio
 

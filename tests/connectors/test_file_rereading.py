@@ -1,6 +1,5 @@
 """Files that are read on: the rest of a whole read, and nothing else."""
 
-import gzip
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from streamflow.contracts import Resume
 from streamflow.errors import ConnectorError
 from streamflow_connectors.files import FileSink, FileSource
-from tests.connectors.file_records import PARTS, read, resuming, rows, suffixes
+from streamflow_connectors.files.packing import without_packing
+from tests.connectors.file_records import PARTS, pack, read, resuming, rows, suffixes
 
 BAD = {
     "csv": [b"7\n", b"\xff,x\n", b"\r\n", b"\n", b'1,"\n'],
@@ -27,11 +27,11 @@ BAD = {
 def files(draw: st.DrawFn) -> tuple[str, bytes]:
     """Draw a suffix, and the bytes of a file with good records, bad ones and empty lines."""
     suffix = draw(suffixes)
-    kind = suffix.removesuffix(".gz")
+    kind = without_packing(suffix)
     parts = draw(st.lists(rows.map(PARTS[kind]) | st.sampled_from(BAD[kind]), max_size=8))
     content = b"".join(parts) * draw(st.sampled_from([1, 1, 700]))
     content = b"a,b\n" * (kind == "csv") + content + draw(st.sampled_from([b"", b"1"]))
-    return suffix, gzip.compress(content) if suffix.endswith(".gz") else content
+    return suffix, pack(suffix, content)
 
 
 @given(files(), st.integers(0, 10_000))
@@ -69,10 +69,10 @@ def test_rows_that_were_added_to_a_finished_file_are_read(tmp_path: Path) -> Non
     assert read(tmp_path, "a.jsonl", {"a.jsonl": 3}) == [("a.jsonl", 3, 3)]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.csv.zst"])
 def test_a_file_that_is_shorter_than_its_position(tmp_path: Path, name: str) -> None:
     content = b"x\n1\n2\n" if "csv" in name else b"1\n2\n"
-    (tmp_path / name).write_bytes(gzip.compress(content) if "gz" in name else content)
+    (tmp_path / name).write_bytes(pack(name, content))
     assert read(tmp_path, name, {name: 3}) == []
     expected = rf"expected at least 3 rows in {name} as the checkpoint says, found 2; .*--reset"
     with pytest.raises(ConnectorError, match=expected):

@@ -1,10 +1,7 @@
-import gzip
 import io
 import os
 import subprocess
 import sys
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,9 @@ import pytest
 from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.records import Batch, Partition
-from streamflow_connectors.file_packing import Gunzip
-from streamflow_connectors.file_reader import MOST_RECORDS
 from streamflow_connectors.files import FileSink, FileSource
+from streamflow_connectors.files.opened import MOST_RECORDS
+from tests.connectors.file_records import pack, unpacked
 
 pytestmark = pytest.mark.anyio
 
@@ -45,14 +42,6 @@ def positions(fetches: list[Fetch]) -> list[Any]:
     return [tuple(position.values()) for fetch in fetches for position in fetch.batch.positions()]
 
 
-def unpacked(data: bytes, size: int) -> Iterator[bytes]:
-    gunzip = Gunzip()
-    for start in range(0, len(data) + size, size):  # nothing at the end
-        gunzip.feed(data[start : start + size])
-        while gunzip.has_more:
-            yield gunzip.take()
-
-
 async def test_a_csv_file(tmp_path: Path) -> None:
     text = '\ufeffa,b\r\n1,"two\r\nlines"\r\n\r\n1.5,\r\n7'
     (tmp_path / "in.csv").write_bytes(text.encode())
@@ -71,7 +60,7 @@ async def test_a_csv_file_without_a_header(tmp_path: Path) -> None:
     assert values(await read(tmp_path, "in.txt", format=declared)) == [{"a": 1, "b": 2}]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.msgpack", "a.csv.gz"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.msgpack", "a.csv.gz", "a.csv.zst"])
 async def test_an_empty_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     assert await read(tmp_path, name) == []
@@ -79,15 +68,20 @@ async def test_an_empty_file(tmp_path: Path, name: str) -> None:
 
 async def test_several_files_are_read_in_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    for name, line in [("b.jsonl", b"2"), ("a.jsonl", b"1"), ("c.jsonl.gz", b"3")]:
-        data = gzip.compress(line) if name.endswith(".gz") else line
-        (tmp_path / "logs" / name).write_bytes(data)
+    for name, line in [
+        ("b.jsonl", b"2"),
+        ("a.jsonl", b"1"),
+        ("c.jsonl.gz", b"3"),
+        ("d.jsonl.zst", b"4"),
+    ]:
+        (tmp_path / "logs" / name).write_bytes(pack(name, line))
     fetches = await read(tmp_path, "logs/*", format="jsonl")
-    assert values(fetches) == [1, 2, 3]
+    assert values(fetches) == [1, 2, 3, 4]
     assert positions(fetches) == [
         ("logs/a.jsonl", 1),
         ("logs/b.jsonl", 1),
         ("logs/c.jsonl.gz", 1),
+        ("logs/d.jsonl.zst", 1),
     ]
 
 
@@ -103,57 +97,6 @@ async def test_batches_are_bounded(tmp_path: Path) -> None:
 async def test_a_file_that_is_not_there(tmp_path: Path, path: str) -> None:
     with pytest.raises(ConnectorError, match=r"read: expected .*(none|folder)"):
         await read(tmp_path, path, format="csv")
-
-
-@pytest.mark.parametrize("cut", [10, -4])
-async def test_gzip_data_that_is_cut_off(tmp_path: Path, cut: int) -> None:
-    lines = b"".join(b"%d\n" % number for number in range(5000))
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines)[:cut])
-    got: list[Any] = []
-
-    async def read_all() -> None:
-        async with FileSource(path="in.jsonl.gz").open(Context("read", tmp_path)) as reader:
-            while True:
-                got.extend((await reader.receive()).batch.rows())
-
-    with pytest.raises(ConnectorError, match=r"in\.jsonl\.gz.*cut off.*after row"):
-        await read_all()
-    assert got == list(range(len(got)))
-    assert bool(got) == (cut < 0)
-
-
-async def test_gzip_data_that_is_damaged(tmp_path: Path) -> None:
-    data = bytearray(gzip.compress(b"1\n" * 10))
-    data[-6] ^= 1
-    (tmp_path / "in.jsonl.gz").write_bytes(data)
-    with pytest.raises(ConnectorError, match=r"in\.jsonl\.gz"):
-        await read(tmp_path, "in.jsonl.gz")
-
-
-@pytest.mark.parametrize("size", [1, 7, 1000])
-def test_gzip_members_follow_one_another(size: int) -> None:
-    data = gzip.compress(b"one") + gzip.compress(b"") + gzip.compress(b"two") + b"\0" * 5
-    assert b"".join(unpacked(data, size)) == b"onetwo"
-
-
-@pytest.mark.parametrize("size", [1, 1000, 2**20])
-def test_gzip_data_are_unpacked_a_piece_at_a_time(size: int) -> None:
-    content = b"0" * 200_000 + bytes(range(256)) * 500
-    pieces = list(unpacked(gzip.compress(content) * 2, size))
-    assert b"".join(pieces) == content * 2
-    assert max(map(len, pieces)) <= 2**16
-
-
-@pytest.mark.parametrize("content", [b"0" * 70_000, bytes(range(256)) * 300])
-def test_gzip_data_that_are_cut_off_give_what_is_there(content: bytes) -> None:
-    data = gzip.compress(content)
-    for cut in range(len(data) - 1):
-        gunzip = Gunzip()
-        gunzip.feed(data[:cut])
-        got = b""
-        while gunzip.has_more:
-            got += gunzip.take()
-        assert got == zlib.decompressobj(wbits=31).decompress(data[:cut])
 
 
 async def test_msgpack_that_is_cut_off_or_damaged(tmp_path: Path) -> None:
@@ -179,9 +122,10 @@ def test_a_format_must_be_known(declare: Any) -> None:
     with pytest.raises(GraphError, match="expected a format"):
         declare(path="data.txt")
     assert declare(path="data.CSV.gz", format="csv")
+    assert declare(path="data.csv.zst").resolved_format.name == "csv"
 
 
-@pytest.mark.parametrize("name", ["new/out.csv", "out.csv.gz", "out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("name", ["new/out.csv", "out.csv.gz", "out.jsonl", "out.csv.zst"])
 async def test_a_file_is_overwritten_or_appended_to(tmp_path: Path, name: str) -> None:
     first, second = {"a": 1, "b": "x\ny"}, {"a": 2, "b": None}
     await write(tmp_path, name, [{"z": 0}])
@@ -207,14 +151,15 @@ async def test_csv_waits_for_a_record_that_has_fields(tmp_path: Path, first: lis
     assert (tmp_path / "out.csv").read_text() == "a\n1\n"
 
 
-async def test_flushed_records_can_be_read_at_once(tmp_path: Path) -> None:
-    async with FileSink(path="out.jsonl.gz").open(Context("write", tmp_path)) as writer:
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+async def test_flushed_records_can_be_read_at_once(tmp_path: Path, suffix: str) -> None:
+    path = f"out.jsonl.{suffix}"
+    async with FileSink(path=path).open(Context("write", tmp_path)) as writer:
         await writer.write(Batch([1, 2], [Partition("test")] * 2, range(2)))
         await writer.flush()
-        data = (tmp_path / "out.jsonl.gz").read_bytes()
-        assert zlib.decompressobj(wbits=31).decompress(data) == b"1\n2\n"
-        assert repr(writer) == "<FileWriter write: out.jsonl.gz, 0 bytes waiting>"
-    assert gzip.decompress((tmp_path / "out.jsonl.gz").read_bytes()) == b"1\n2\n"
+        assert unpacked(tmp_path / path) == b"1\n2\n"
+        assert repr(writer) == f"<FileWriter write: {path}, 0 bytes waiting>"
+    assert values(await read(tmp_path, path)) == [1, 2]
 
 
 async def test_what_cannot_be_written_is_said_before_the_start(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from streamflow.checkpoints import reading
 from streamflow.graph import Graph
 from streamflow.records import Record
 from streamflow.testing import ListSink, ListSource
-from streamflow_connectors import files
+from streamflow_connectors import zeromq
 
 pytestmark = pytest.mark.anyio
 
-PACKAGES = [Path(str(file)).parent for file in (streamflow.__file__, files.__file__)]
+PACKAGES = [Path(str(file)).parent for file in (streamflow.__file__, zeromq.__file__)]
 
 OF_THE_DAY = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 

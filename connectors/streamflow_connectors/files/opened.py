@@ -1,4 +1,4 @@
-"""Reading files and pipes.
+"""A file or pipe that is being read.
 
 A file never makes a reader wait, so a worker thread reads until a batch is full. A pipe does:
 the event loop waits until it can be read, and only then a thread reads what is there. So no
@@ -7,24 +7,19 @@ thread ever hangs in a read, and cancelling a wait loses nothing.
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import stat
-import zlib
-from collections.abc import Mapping
 from typing import Final
 
 import anyio
-import anyio.lowlevel
-from anyio import to_thread
 
 from streamflow.codecs import Codec, Format, decode
 from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Partition
-from streamflow_connectors.file_headers import csv_codec, has_header
-from streamflow_connectors.file_packing import Gunzip
+from streamflow_connectors.files.headers import csv_codec, has_header
+from streamflow_connectors.files.packing import packing_of
 
 logger = logging.getLogger("streamflow.file")
 
@@ -39,102 +34,7 @@ _MOST_CHUNKS: Final = 64
 """Read in one go where no batch gets full, so that a reader which is cancelled ends soon."""
 
 
-def find_paths(path: str, context: Context) -> list[str]:
-    """Return the paths that ``path`` stands for, sorted.
-
-    Raises:
-        ConnectorError: There is none, or one of them cannot be read.
-    """
-    if path == "-":
-        return [path]
-    paths = [path]
-    if glob.has_magic(path) and not (context.folder / path).exists():
-        matches = glob.glob(path, root_dir=context.folder, recursive=True)
-        paths = sorted(name for name in matches if not (context.folder / name).is_dir())
-        if not paths:
-            message = f"{context.name}: expected files that match {path}, found none; "
-            message += f"paths start at {context.folder.resolve()}"
-            raise ConnectorError(message)
-    for place in context.resume.positions if context.resume else ():
-        _check_resumed(str(dict(place).get("path")), paths, context)
-    for name in paths:
-        _check_readable(name, context)
-    return paths
-
-
-def _check_resumed(path: str, paths: list[str], context: Context) -> None:
-    if path not in paths or not (context.folder / path).exists():
-        message = (
-            f"{context.name}: expected to go on in {path} as the checkpoint says, found no such "
-            f"file among those to read; bring it back, or use --reset to begin anew"
-        )
-        raise ConnectorError(message)
-
-
-def _check_readable(path: str, context: Context) -> None:
-    found = None
-    full = context.folder / path
-    if not full.exists():
-        found = f"nothing at {full.resolve()}; check the path"
-    elif full.is_dir():
-        found = "a folder; name its files, as in folder/*.csv"
-    elif not os.access(full, os.R_OK):
-        found = "that its permissions forbid it; change them"
-    if found:
-        message = f"{context.name}: expected to read {path}, found {found}"
-        raise ConnectorError(message)
-
-
-class FileReader:
-    """Reads the files at ``paths`` one after the other."""
-
-    def __init__(self, paths: list[str], declared: Format, context: Context) -> None:
-        self._paths = paths
-        self._format = declared
-        self._context = context
-        self._starts = context.resume.positions if context.resume else {}
-        self._file: _OpenFile | None = None
-
-    async def receive(self) -> Fetch:
-        """Return the next records of one file.
-
-        Raises:
-            anyio.EndOfStream: All files have been read.
-            ConnectorError: A file cannot be read, or is damaged.
-        """
-        while self._file is not None or self._paths:
-            if self._file is None:
-                self._file = await to_thread.run_sync(self._open)
-                del self._paths[0]
-            await self._file.wait()
-            fetch = await to_thread.run_sync(self._file.read)
-            if fetch is not None:
-                return fetch
-            if self._file.is_at_end:
-                self.close()
-        await anyio.lowlevel.checkpoint()
-        raise anyio.EndOfStream
-
-    async def commit(self, positions: Mapping[Partition, int]) -> None:
-        """Do nothing: a file has no place to store positions."""
-
-    def behind(self) -> int | None:
-        """Return None: how many records a file has is known when it has been read."""
-        return None
-
-    def close(self) -> None:
-        """Close the file that is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self) -> _OpenFile:
-        path = self._paths[0]
-        start = self._starts.get((("path", path),), 1)
-        return _OpenFile(path, self._format, self._context, start=start)
-
-
-class _OpenFile:
+class OpenFile:
     """One file and how far it has been read.
 
     Args:
@@ -154,7 +54,8 @@ class _OpenFile:
         self._codec: Codec | None = None
         if not has_header(declared):
             self._codec = declared.line_codec()
-        self._gunzip = Gunzip() if path.endswith(".gz") else None
+        packing = packing_of(path)
+        self._unpacker = packing.unpacker() if packing else None
         self._payloads: list[bytes] = []
         self._has_all = False
         self._fault: ConnectorError | None = None
@@ -178,7 +79,7 @@ class _OpenFile:
 
     async def wait(self) -> None:
         """Wait until reading gives something at once."""
-        has_more = self._gunzip is not None and self._gunzip.has_more
+        has_more = self._unpacker is not None and self._unpacker.has_more
         if self._is_pipe and self._needs_data() and not has_more:
             try:
                 await anyio.wait_readable(self._descriptor)
@@ -252,24 +153,24 @@ class _OpenFile:
                 self._codec = csv_codec(self._format, self._payloads.pop(0))
         except BlockingIOError:
             return  # somebody else was quicker to read the pipe
-        except (OSError, ValueError, zlib.error) as error:
+        except (OSError, ValueError) as error:
             if self._codec is None:  # rows without a header cannot be read
                 self._payloads.clear()
             self._fault = self._error(str(error))
 
     def _read(self) -> bytes:
         """Return the next data, unpacked; they may be empty before the end."""
-        if self._gunzip is not None and self._gunzip.has_more:
-            return self._gunzip.take()
+        if self._unpacker is not None and self._unpacker.has_more:
+            return self._unpacker.take()
         data = os.read(self._descriptor, _CHUNK_BYTES)
         self._size_bytes += len(data)
         self._has_all = not data
         if self._has_all:
             self._check_size()
-        if self._gunzip is None:
+        if self._unpacker is None:
             return data
-        self._gunzip.feed(data)
-        return self._gunzip.take()
+        self._unpacker.feed(data)
+        return self._unpacker.take()
 
     def _check_size(self) -> None:
         """Raise ValueError if the end is not that of the file as it was, but amid a record, say."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from streamflow.codecs import CsvCodec, CsvFormat, Format
 from streamflow.records import Batch
+from streamflow_connectors.files.packing import UnpackedFile, packing_of
 
 
 def has_header(declared: Format) -> bool:
@@ -42,15 +42,27 @@ def codec_of(declared: Format, fields: Sequence[str]) -> CsvCodec:
 
 
 def read_header(path: Path, declared: Format) -> bytes | None:
-    """Return the first row of a csv file that is to be continued; None if it has none."""
+    """Return the first row of a csv file that is to be continued; None if it has none.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is damaged.
+    """
     if not path.is_file() or not path.stat().st_size:
         return None
     splitter = declared.splitter()
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for data in iter(partial(file.read1, 2**16), b""):
-            if rows := splitter.split(data):
-                return rows[0]
+    for data in _content(path):
+        if rows := splitter.split(data):
+            return rows[0]
     return next(iter(splitter.end()), None)
+
+
+def _content(path: Path) -> Iterator[bytes]:
+    if packing := packing_of(path):
+        yield from UnpackedFile(path, packing)
+        return
+    with path.open("rb") as file:
+        yield from iter(partial(file.read, 2**16), b"")
 
 
 def fields_of(batch: Batch) -> list[str]:

@@ -1,10 +1,10 @@
 """Where a file that is there already is to go on: at its mark, or after what a crash left.
 
-A writer that is killed may leave half a record at the end, or half a gzip member. A checkpoint's
-mark says where that begins, and all from there on is cut off. Without a mark nobody can tell half
-a record from a whole one that nothing ends: it is kept, and ended where it stands, so that the next
-record is one of its own. Only half a msgpack value has no end that could be put to it, nor has half
-the header of a csv file: those are cut off.
+A writer that is killed may leave half a record at the end, or half a member of packed data. A
+checkpoint's mark says where that begins, and all from there on is cut off. Without a mark nobody
+can tell half a record from a whole one that nothing ends: it is kept, and ended where it stands, so
+that the next record is one of its own. Only half a msgpack value has no end that could be put to
+it, nor has half the header of a csv file: those are cut off.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +21,8 @@ from streamflow.codecs import CsvFormat, Format
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
 from streamflow.framing import LineSplitter, Splitter
-from streamflow_connectors.file_headers import has_header
-from streamflow_connectors.file_packing import Gunzip, Gzip
+from streamflow_connectors.files.headers import has_header
+from streamflow_connectors.files.packing import Packing, UnpackedFile, packing_of
 
 logger = logging.getLogger("streamflow.file")
 
@@ -60,8 +60,7 @@ def mend(path: Path, declared: Format, context: Context) -> None:
     Raises:
         ConnectorError: That would cut off bytes that no checkpoint knows of.
         OSError: It cannot be read or written.
-        ValueError: It holds something else than records of this format.
-        zlib.error: It is damaged.
+        ValueError: It holds something else than records of this format, or is damaged.
     """
     if not path.is_file() or not path.stat().st_size:
         return
@@ -76,13 +75,13 @@ def mend(path: Path, declared: Format, context: Context) -> None:
             f"off in its last {num_cut} bytes; remove those, or the file"
         )
         raise ConnectorError(message)
-    if tail.is_cut_off or (num_cut and tail.is_packed):
-        _pack_anew(path, tail.size_bytes - num_cut, ending)
+    if tail.packing and (tail.is_cut_off or num_cut):
+        _pack_anew(path, tail.packing, tail.size_bytes - num_cut, ending)
     elif num_cut:
         os.truncate(path, tail.size_bytes - num_cut)
     elif ending:
         with path.open("ab") as file:
-            file.write(_packed(ending) if tail.is_packed else ending)
+            file.write(_packed(ending, tail.packing) if tail.packing else ending)
     if num_cut:
         logger.warning(
             "%s: cut %d bytes off %s, a record that a crash cut short",
@@ -105,28 +104,28 @@ class _Tail:
     Attributes:
         size_bytes: Length of the content, unpacked.
         rest: What follows the last record that is ended.
-        is_packed: Whether it is of gzip.
-        is_cut_off: Whether it ends amid a gzip member.
+        packing: How it is packed, if it is.
+        is_cut_off: Whether it ends amid a member.
     """
 
     size_bytes: int
     rest: bytes
-    is_packed: bool
+    packing: Packing | None
     is_cut_off: bool
 
 
 def _read_tail(path: Path, declared: Format) -> _Tail:
     splitter = declared.splitter()
-    if path.suffix == ".gz":
-        content = _Unpacked(path)
+    if packing := packing_of(path):
+        content = UnpackedFile(path, packing)
         size = _feed(splitter, content)
-        return _Tail(size, splitter.rest, is_packed=True, is_cut_off=content.is_cut_off)
+        return _Tail(size, splitter.rest, packing, is_cut_off=content.is_cut_off)
     size = path.stat().st_size
     with path.open("rb") as file:
         if isinstance(splitter, LineSplitter):  # whether a line is ended shows at its end
             file.seek(max(0, size - _CHUNK_BYTES))
         _feed(splitter, iter(lambda: file.read(_CHUNK_BYTES), b""))
-    return _Tail(size, splitter.rest, is_packed=False, is_cut_off=False)
+    return _Tail(size, splitter.rest, None, is_cut_off=False)
 
 
 def _feed(splitter: Splitter, content: Iterable[bytes]) -> int:
@@ -136,29 +135,6 @@ def _feed(splitter: Splitter, content: Iterable[bytes]) -> int:
         size += len(data)
         splitter.split(data)
     return size
-
-
-class _Unpacked:
-    """Yields a gzip file's content, up to where it is cut off if it is."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.is_cut_off = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        gunzip = Gunzip()
-        with self._path.open("rb") as file:
-            while True:
-                data = file.read(_CHUNK_BYTES)
-                try:
-                    gunzip.feed(data)
-                except ValueError:
-                    self.is_cut_off = True
-                    return
-                if not data:
-                    return
-                while gunzip.has_more:
-                    yield gunzip.take()
 
 
 def _ending(declared: Format, rest: bytes) -> bytes:
@@ -171,13 +147,13 @@ def _ending(declared: Format, rest: bytes) -> bytes:
     return declared.quotechar.encode() + end if splitter.rest else end
 
 
-def _pack_anew(path: Path, size_bytes: int, ending: bytes) -> None:
-    """Write a gzip file's first ``size_bytes`` of content and ``ending`` in its place, at once."""
+def _pack_anew(path: Path, packing: Packing, size_bytes: int, ending: bytes) -> None:
+    """Write a file's first ``size_bytes`` of content and ``ending`` in its place, at once."""
     path = path.resolve()  # a link stays one
     anew = path.with_name(f"{path.name}.mended")
-    packer = Gzip(is_new=True)
+    packer = packing.packer(is_new=True)
     with anew.open("wb") as file:
-        for data in _Unpacked(path):
+        for data in UnpackedFile(path, packing):
             file.write(packer.pack(data[:size_bytes]))
             size_bytes -= len(data[:size_bytes])
         file.write(packer.pack(ending) + packer.end_member())
@@ -187,6 +163,6 @@ def _pack_anew(path: Path, size_bytes: int, ending: bytes) -> None:
     anew.replace(path)
 
 
-def _packed(data: bytes) -> bytes:
-    packer = Gzip(is_new=True)
+def _packed(data: bytes, packing: Packing) -> bytes:
+    packer = packing.packer(is_new=True)
     return packer.pack(data) + packer.end_member()

@@ -12,7 +12,6 @@ import logging
 import os
 import select
 import stat
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,15 +23,15 @@ from streamflow.codecs import Codec, CsvCodec, Format, encode
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Rejected
-from streamflow_connectors.file_ends import cut_back, mend
-from streamflow_connectors.file_headers import (
+from streamflow_connectors.files.ends import cut_back, mend
+from streamflow_connectors.files.headers import (
     codec_of,
     csv_codec,
     fields_of,
     has_header,
     read_header,
 )
-from streamflow_connectors.file_packing import Gzip
+from streamflow_connectors.files.packing import packing_of
 
 logger = logging.getLogger("streamflow.file")
 
@@ -71,7 +70,7 @@ def open_writer(path: str, declared: Format, context: Context, *, is_appended: b
             _keep_entry(full)
     except ConnectorError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise _error(context, path, error) from error
     return FileWriter(descriptor, path, declared, context, codec)
 
@@ -117,7 +116,8 @@ class FileWriter:
         self._context = context
         self._codec = codec if codec or has_header(declared) else declared.line_codec()
         status = os.fstat(descriptor)
-        self._gzip = Gzip(is_new=not status.st_size) if path.endswith(".gz") else None
+        packing = packing_of(path)
+        self._packer = packing.packer(is_new=not status.st_size) if packing else None
         self._rest: bytes | memoryview = b""
         self._is_file = stat.S_ISREG(status.st_mode)
         self._is_pipe = not self._is_file
@@ -152,7 +152,7 @@ class FileWriter:
         await self._send()
 
     async def mark(self) -> Mapping[str, Any]:
-        """Put a file on disk, with its gzip member ended, and return its length and its columns.
+        """Put a file on disk, with its member ended, and return its length and its columns.
 
         Raises:
             ConnectorError: The disk does not take it.
@@ -193,7 +193,7 @@ class FileWriter:
                 parts.append(named.header() + end)
         _, payloads, rejected = encode(codec, batch)
         data = b"".join([*parts, end.join([*payloads, b""])])
-        self._append(data if self._gzip is None else self._gzip.pack(data))
+        self._append(data if self._packer is None else self._packer.pack(data))
         if not self._is_pipe:
             self._write_rest()
         return rejected
@@ -211,8 +211,8 @@ class FileWriter:
 
     def _pack(self, is_end: bool) -> None:
         """Let the packed form hold everything so far; at an end, as whole members."""
-        if self._gzip is not None:
-            self._append(self._gzip.end_member() if is_end else self._gzip.flush())
+        if self._packer is not None:
+            self._append(self._packer.end_member() if is_end else self._packer.flush())
         if not self._is_pipe:
             self._write_rest()
 

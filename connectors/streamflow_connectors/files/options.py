@@ -1,0 +1,64 @@
+"""Where records lie and how they are written: the options that file sources and sinks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from streamflow.codecs import FileFormatField, Format, named_format
+from streamflow.errors import Problem
+from streamflow.nodes import Declaration
+from streamflow.plugins import FORMATS, missing_packages, registered
+from streamflow_connectors.files.packing import requires, without_packing
+
+
+class FileOptions(Declaration):
+    """Where the records lie, and how they are written."""
+
+    path: str = Field(
+        min_length=1,
+        description="The file, - for standard input or output; .gz and .zst are unpacked or "
+        "packed. A source takes a pattern such as logs/*.csv, too, and reads its files in order "
+        "of name.",
+    )
+    format: FileFormatField | None = Field(
+        None, description="How records are written; by default what the suffix says."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> FileOptions:
+        if self.format is None and _suffix(self.path) not in registered(FORMATS):
+            message = (
+                f"expected a format, found none and a path that does not tell it, {self.path}; "
+                f"set format"
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def resolved_format(self) -> Format:
+        """The format, as declared or as the suffix says."""
+        return self.format or named_format(_suffix(self.path))
+
+    @property
+    def may_be_file(self) -> bool:
+        """Whether it is no pipe or device, as far as shows; a relative path shows when opened."""
+        full = Path(self.path)
+        return self.path != "-" and not (
+            full.is_absolute() and full.exists() and not full.is_file()
+        )
+
+    def extra_requires(self) -> dict[str, str]:
+        """Return what the file needs beyond the package itself, as `Node.requires` does."""
+        return requires(self.path)
+
+    def extra_problems(self) -> Iterator[Problem]:
+        """Yield the packages that the file lacks."""
+        for message in missing_packages(self.extra_requires()):
+            yield Problem(("path",), message)
+
+
+def _suffix(path: str) -> str:
+    return Path(without_packing(path)).suffix.removeprefix(".")

@@ -1,0 +1,84 @@
+"""Files as sources."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from anyio import to_thread
+
+from streamflow.codecs import Codec, CsvFormat
+from streamflow.contracts import Context, Reader
+from streamflow.errors import ConnectorError, Problem
+from streamflow.nodes import Source
+from streamflow.plugins import require
+from streamflow_connectors.files.headers import csv_codec, has_header, read_header
+from streamflow_connectors.files.listing import find_paths
+from streamflow_connectors.files.options import FileOptions
+from streamflow_connectors.files.reader import FileReader
+
+
+class FileSource(FileOptions, Source):
+    """Reads records from files; rows are counted from 1, without the header of a csv file.
+
+    A run that goes on from a checkpoint leaves out the rows before it. Files that are new are read
+    from their beginning, and so is what comes through a pipe.
+    A file that is damaged, or cut short while it is read, ends the run with what is wrong and the
+    last row that was read; once it is repaired, the run goes on there. That a byte within packed
+    data is another one may show at the end of their gzip member or frame only.
+    """
+
+    type: Literal["file"] = "file"
+
+    @property
+    def only_scalars(self) -> bool:
+        """Whether no field is an array: cells of csv are single values."""
+        return isinstance(self.resolved_format, CsvFormat)
+
+    @property
+    def rereads(self) -> bool:
+        """Whether it can go on at a checkpoint: files can, pipes cannot."""
+        return self.may_be_file
+
+    def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec:
+        """Return what decodes again the row that stood at ``position``.
+
+        Raises:
+            ConnectorError: The file, whose first row names the columns, is gone.
+        """
+        declared = self.resolved_format
+        if not has_header(declared):
+            return declared.line_codec()
+        path = str(position.get("path", self.path))
+        found = "none"
+        try:
+            if (header := read_header(folder / path, declared)) is not None:
+                return csv_codec(declared, header)
+        except (OSError, ValueError) as error:
+            found = getattr(error, "strerror", None) or str(error)
+        message = (
+            f"{path}: expected the row that names the columns, found {found}; bring the file back, "
+            f"or name them as fields of the format"
+        )
+        raise ConnectorError(message)
+
+    def deep_problems(self, folder: Path) -> Iterator[Problem]:
+        """Yield the packages that it lacks."""
+        yield from self.extra_problems()
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncIterator[Reader]:
+        """Find the files; give a reader that opens one after the other.
+
+        Raises:
+            ConnectorError: There is none, or one is gone that a checkpoint knows of.
+        """
+        require(self.extra_requires(), where=context.name)
+        paths = await to_thread.run_sync(find_paths, self.path, context)
+        reader = FileReader(paths, self.resolved_format, context)
+        try:
+            yield reader
+        finally:
+            reader.close()
