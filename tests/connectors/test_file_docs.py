@@ -1,0 +1,44 @@
+"""The examples of docs/files.md work as written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from streamflow import Graph
+from tests.connectors.file_records import pack, unpacked
+from tests.test_docs import blocks
+
+pytestmark = pytest.mark.anyio
+
+PAGE = "docs/files.md"
+GRAPHS = {text.split("\n", 1)[0].removeprefix("name: "): text for text in blocks(PAGE, "yaml")}
+
+
+def put(path: Path, rows: list[Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pack(path.name, b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
+
+
+def got(path: Path) -> list[Any]:
+    return [json.loads(line) for line in unpacked(path).splitlines()]
+
+
+def graph(folder: Path, name: str) -> Graph:
+    (folder / "graph.yaml").write_text(GRAPHS[name])
+    return Graph.from_yaml(folder / "graph.yaml")
+
+
+async def run(folder: Path, name: str) -> None:
+    with anyio.fail_after(60):
+        async with graph(folder, name).open() as opened:
+            await opened.wait()
+
+
+async def test_packing_anew(tmp_path: Path) -> None:
+    put(tmp_path / "readings/a.jsonl.gz", [1, 2])
+    put(tmp_path / "readings/b.jsonl.gz", [3])
+    await run(tmp_path, "repack")
+    assert got(tmp_path / "readings.jsonl.zst") == [1, 2, 3]
