@@ -100,19 +100,14 @@ def _checkpoints(made: CheckpointStats) -> str:
 
 
 def _score_table(name: str, score: Mapping[str, Any]) -> Table:
-    """Return one row for the model and each baseline, over all samples and over the window."""
+    """Return one column for the model and each baseline, over all samples and over the window."""
     window = min(score["window"], score["scored"])
-    table = Table(title=f"{name}: {score['scored']:,} scored", title_justify="left")
-    table.add_column("")
-    metrics = list(score["cumulative"]["model"])
-    for scope in ("all", f"last {window:,}"):
-        for metric in metrics:
-            table.add_column(f"{metric}\n{scope}", justify="right")
-    for row in score["cumulative"]:
-        numbers = [
-            number(score[scope][row][metric])
-            for scope in ("cumulative", "windowed")
-            for metric in metrics
-        ]
-        table.add_row(row.replace("_", " "), *numbers)
+    table = Table("", title=f"{name}: {score['scored']:,} scored", title_justify="left")
+    cumulative = score["cumulative"]
+    for column in cumulative:
+        table.add_column(column.replace("_", " "), justify="right")
+    for scope, suffix in (("cumulative", ""), ("windowed", f", last {window:,}")):
+        for metric in cumulative["model"]:
+            numbers = [number(score[scope][column][metric]) for column in cumulative]
+            table.add_row(metric.replace("_", " ") + suffix, *numbers)
     return table

@@ -6,12 +6,17 @@ from rich.console import Console
 from streamflow.observe.report import report_data, report_tables
 from streamflow.runtime.stats import CheckpointStats, EdgeStats, NodeStats, Stats
 
-METRICS = {"accuracy": 0.75, "kappa": None}
 SCORE = {
     "scored": 1200,
     "window": 1000,
-    "cumulative": {"model": METRICS, "no_change": METRICS},
-    "windowed": {"model": METRICS, "no_change": METRICS},
+    "cumulative": {
+        "model": {"accuracy": 0.75, "log_loss": 0.25, "kappa": None},
+        "no_change": {"accuracy": 0.5, "log_loss": 0.5, "kappa": -0.0000814312},
+    },
+    "windowed": {
+        "model": {"accuracy": 0.875, "log_loss": 0.125, "kappa": 0.7},
+        "no_change": {"accuracy": 0.625, "log_loss": 0.375, "kappa": 0.0},
+    },
 }
 NODES = {
     "in": NodeStats("source", received=1234, sent=1230, rejected=4, skipped=5),
@@ -41,20 +46,28 @@ def test_a_run_that_did_not_open_has_only_its_failure() -> None:
     assert data == {"graph": "g", "failure": "in: refused", "state": "failed"}
 
 
-def shown(graph: str, stats: Stats) -> list[str]:
-    console = Console(file=StringIO(), width=100)
+def shown(graph: str, stats: Stats, width: int = 100) -> list[str]:
+    console = Console(file=StringIO(), width=width)
     console.print(report_tables(graph, stats))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue().splitlines()
 
 
 def test_tables_show_the_nodes_and_the_score() -> None:
-    lines = shown("g", Stats("finished", 2.0, NODES))
+    lines = shown("g", Stats("finished", 2.0, NODES), width=80)
     assert lines[0] == "g: 1,234 records in 2.0 s, 617/s"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
     assert ["in", "source", "1,234", "1,230", "4", "5"] in rows
-    assert ["no change", "0.75", "-", "0.75", "-"] in rows
-    assert any("last 1,000" in line for line in lines)
+    assert rows[-7:-1] == [
+        ["accuracy", "0.75", "0.5"],
+        ["log loss", "0.25", "0.5"],
+        ["kappa", "-", "-8.143e-05"],
+        ["accuracy, last 1,000", "0.875", "0.625"],
+        ["log loss, last 1,000", "0.125", "0.375"],
+        ["kappa, last 1,000", "0.7", "0"],
+    ]
+    assert "m: 1,200 scored" in "".join(lines)
+    assert any("model" in line and "no change" in line for line in lines)
 
 
 def test_dropped_records_are_attributed_to_their_edge() -> None:
