@@ -42,6 +42,9 @@ class Declaration(BaseModel):
             super().__init__(**options)
         except ValidationError as error:
             problems = problems_of(error, type(self), options)
+        except UnicodeEncodeError as error:  # pydantic cannot quote what is no character
+            found = f"half of a pair of surrogates, U+{ord(error.object[error.start]):04X}"
+            problems = [Problem((), f"expected text, found {found}; remove it")]
         else:
             return
         # Raised out here, since pydantic's error shows every value, secrets too.

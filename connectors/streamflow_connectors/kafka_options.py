@@ -61,7 +61,9 @@ class Connection(Declaration):
         if protocol.startswith("SASL") and not has_login:
             message = f"expected username and password with {protocol}, found none; give both"
             raise ValueError(message)
-        if not protocol.startswith("SASL") and (is_given["username"] or is_given["password"]):
+        if not protocol.startswith("SASL") and (
+            is_given.get("username") or is_given.get("password")
+        ):
             message = (
                 f"expected SASL_SSL or SASL_PLAINTEXT with username and password, "
                 f"found {protocol}; choose one of these"

@@ -28,6 +28,9 @@ from streamflow.errors import GraphError, Place, Problem
 DEEPEST = 50
 """Levels that a tree may have; no graph needs more."""
 
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""What an escape may give that is no character."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
@@ -118,6 +121,9 @@ class _Composer:
         elif isinstance(event, MappingStartEvent):
             tree = self._entries(event, depth)
         else:
+            if half := HALF_A_PAIR.search(event.value):
+                found = f"half of a pair of surrogates, U+{ord(half[0]):04X}"
+                self._fail(event, f"expected text, found {found}; remove it")
             tree = Scalar(event.value, event.style is None, self._place(event))
         if event.anchor is not None:
             self._anchors[event.anchor] = tree

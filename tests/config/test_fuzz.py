@@ -189,8 +189,9 @@ CHAIN = "".join(f"? &a{level} [*a{level - 1}]\n: 1\n" for level in range(1, 5000
         ("name: a\n" * 5000, "expected each key once"),
         ("name: \0", "U+0000"),
         ("name: \ufffe", "U+FFFE"),
+        ('name: "\\ud800"', "expected text, found half of a pair of surrogates, U+D800"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_hostile_files_are_refused(text: str, message: str) -> None:
     assert message in check(text.encode())
