@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from fnmatch import fnmatchcase
+from os.path import normpath
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +14,10 @@ from pydantic import Field
 
 from streamflow.contracts import Context, Writer
 from streamflow.errors import ConnectorError, Problem
-from streamflow.nodes import Sink
+from streamflow.nodes import Sink, Source
 from streamflow.plugins import require
 from streamflow_connectors.files.options import FileOptions
+from streamflow_connectors.files.source import FileSource
 from streamflow_connectors.files.writer import FileWriter, open_writer
 
 
@@ -40,6 +43,37 @@ class FileSink(FileOptions, Sink):
         """Yield the packages that it lacks."""
         yield from self.extra_problems()
 
+    def delivery_problems(
+        self,
+        sources: Mapping[str, Source],
+        sinks: Mapping[str, Sink],
+        *,
+        is_ordered: bool = True,
+        is_checkpointed: bool = True,
+    ) -> Iterator[Problem]:
+        """Yield the nodes whose file it would write over, as far as their paths tell.
+
+        Args:
+            sources: Of the whole graph, by name.
+            sinks: Likewise, without the one of the dead letters.
+            is_ordered: Not looked at.
+            is_checkpointed: Not looked at.
+        """
+        if self.path == "-":
+            return
+        for name, source in sources.items():
+            if isinstance(source, FileSource) and _is_read(self.path, source.path):
+                message = f"expected a file that nothing reads, found {self.path}, which the "
+                yield Problem(("path",), f"{message}source {name} reads; write to another one")
+        for name, sink in sinks.items():
+            if sink is self:
+                break  # of two sinks, the second is told of the first
+            if isinstance(sink, FileSink) and normpath(sink.path) == normpath(self.path):
+                message = f"expected a file of its own, found {self.path}, which the sink {name} "
+                yield Problem(
+                    ("path",), f"{message}writes; let one sink receive from all its inputs"
+                )
+
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[Writer]:
         """Open the file, and give a writer.
@@ -64,3 +98,10 @@ class FileSink(FileOptions, Sink):
     def _writer(self, context: Context) -> FileWriter:
         is_appended = self.mode == "append"
         return open_writer(self.path, self.resolved_format, context, is_appended=is_appended)
+
+
+def _is_read(path: str, pattern: str) -> bool:
+    """Return whether a source of a pattern reads a path, each step of it as glob takes it."""
+    names, steps = normpath(path).split("/"), normpath(pattern).split("/")
+    is_same = names == steps
+    return is_same or (len(names) == len(steps) and all(map(fnmatchcase, names, steps)))
