@@ -174,7 +174,7 @@ async def check_stalled_sink(make: Callable[[], Sink], values: Sequence[Any]) ->
 def make_batch(values: Sequence[Any], start: int = 0, *, in_columns: bool = True) -> Batch:
     """Return ``values`` as a batch of one partition, with offsets from ``start``.
 
-    A `Record` among them also brings its key, timestamp and headers.
+    A `Record` among them also brings its key, timestamp, headers and sender.
     """
     records = [value if isinstance(value, Record) else Record(value) for value in values]
     rows = [record.value for record in records]
@@ -185,6 +185,7 @@ def make_batch(values: Sequence[Any], start: int = 0, *, in_columns: bool = True
         keys=_if_any([record.key for record in records]),
         timestamps_ms=_if_any([record.timestamp_ms for record in records]),
         headers=_if_any([record.headers for record in records]),
+        senders=_if_any([record.sender for record in records]),
     )
 
 

@@ -210,11 +210,14 @@ class Operator(Receiver):
         keeps_scalars: Whether no field it gives is an array if none it is given is one.
         keeps_order: Whether each record becomes one at the most, at once, so that what comes out is
             in the order of what goes in.
+        tells_senders: Whether it has to know which input each record came by, so that the batches
+            it is given say so in ``senders``.
     """
 
     blocking: ClassVar[bool] = False
     keeps_scalars: ClassVar[bool] = False
     keeps_order: ClassVar[bool] = True
+    tells_senders: ClassVar[bool] = False
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ def check_operator(
 
     Args:
         make: Declares the operator, each time anew.
-        values: What it is given; a `Record` also brings its key, timestamp and headers. Some that
-            are rejected, or left out, make the check better.
+        values: What it is given; a `Record` also brings its key, timestamp, headers and sender.
+            Some that are rejected, or left out, make the check better.
         cuts: After how many records to take the state; by default after any number of them.
         folder: Where relative paths start.
     """

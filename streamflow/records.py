@@ -76,6 +76,7 @@ class Record:
     timestamp_ms: int | None = None
     headers: Headers = ()
     position: Mapping[str, str | int] | None = None
+    sender: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -91,6 +92,8 @@ class Batch:
         headers: Each record's headers, likewise.
         originals: The bytes that each record was decoded from, kept for dead letters.
         size_bytes: About how much memory the batch holds, for bounding channels.
+        senders: The input that each record came by, for a node whose declaration has
+            ``tells_senders``; ``None`` for every other one.
     """
 
     values: Values
@@ -101,6 +104,7 @@ class Batch:
     headers: Sequence[Headers] | None = None
     originals: Sequence[bytes] | None = None
     size_bytes: int = 0
+    senders: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -132,16 +136,18 @@ class Batch:
     def records(self) -> Iterator[Record]:
         """Yield the records as objects of their own."""
         empty: Sequence[Any] = [None] * len(self)
-        for value, key, timestamp_ms, headers, partition, offset in zip(
+        for value, key, timestamp_ms, headers, partition, offset, sender in zip(
             self.rows(),
             self.keys or empty,
             self.timestamps_ms or empty,
             self.headers or empty,
             self.partitions,
             self.offsets,
+            self.senders or empty,
             strict=True,
         ):
-            yield Record(value, key, timestamp_ms, headers or (), partition.position(offset))
+            position = partition.position(offset)
+            yield Record(value, key, timestamp_ms, headers or (), position, sender)
 
     def positions(self) -> list[dict[str, str | int]]:
         """Return each record's position as output records show it."""
@@ -187,6 +193,7 @@ class Batch:
             headers=optional(self.headers),
             originals=optional(self.originals),
             size_bytes=self.size_bytes * length // max(len(self), 1),
+            senders=optional(self.senders),
         )
 
 
@@ -232,6 +239,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         headers=_concatenate_optional([batch.headers for batch in batches], batches, ()),
         originals=_concatenate_optional([batch.originals for batch in batches], batches, b""),
         size_bytes=sum(batch.size_bytes for batch in batches),
+        senders=_concatenate_optional([batch.senders for batch in batches], batches, ""),
     )
 
 

@@ -83,13 +83,13 @@ def _drops_table(stats: Stats) -> Table:
 
 
 def _own_figures(stats: Stats) -> list[str]:
-    """Return what sources and sinks count themselves, where it is not zero."""
+    """Return what sources, operators and sinks count themselves, where it is not zero."""
     return [
         f"{name}: {count:,} {what}"
         for name, node in stats.nodes.items()
-        if node.kind in ("source", "sink")
+        if node.kind != "model"
         for what, count in node.report.items()
-        if count
+        if count and isinstance(count, int | float)
     ]
 
 

@@ -41,6 +41,7 @@ def build_tasks(
         dead_letters = DeadLetters(name, edge, on_exhausted, graph.failure_budget)
         if isinstance(node, Receiver):
             inboxes[name] = (RoundRobinInbox if node.merge == "round_robin" else Inbox)(name)
+            inboxes[name].tells_senders = isinstance(node, Operator) and node.tells_senders
         if isinstance(node, Source):
             gate = _gate(name, graph, checkpoints)
             commits = not _is_stored_by_sinks(graph)

@@ -178,6 +178,9 @@ class Edge:
         parcel = self._pop(most_records)
         self._num_taken += len(parcel.batch)
         self._room.set()
+        if self._inbox.tells_senders:
+            senders = [self.sender] * len(parcel.batch)
+            parcel = replace(parcel, batch=replace(parcel.batch, senders=senders))
         return parcel
 
     def hold(self) -> None:
@@ -297,10 +300,12 @@ class Inbox:
 
     Attributes:
         on_rest: Called whenever its receiver waits for records, or a sender for room.
+        tells_senders: Whether batches say which edge each record came by.
     """
 
     def __init__(self, name: str = "") -> None:
         self.name = name
+        self.tells_senders = False
         self.on_rest: Callable[[], None] = _do_nothing
         self._edges: list[Edge] = []
         self._arrived = anyio.Event()

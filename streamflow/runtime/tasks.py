@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -144,6 +145,8 @@ class NodeTask(ABC):
         await self._dead_letters.handle(handled, rejected, rejected_shares)
         if batch:
             self.sent += len(batch)
+            if batch.senders is not None:  # they concern nobody but this node
+                batch = replace(batch, senders=None)
             edges, batches = self._ways(batch, outputs)
             await send_all(edges, Parcel(batch, tuple(shares)).split(batches))
         else:

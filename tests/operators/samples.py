@@ -1,12 +1,14 @@
 """Batches for the tests of operators."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from streamflow.conformance import make_batch
 from streamflow.contracts import Context, Processed
 from streamflow.nodes import Operator
-from streamflow.records import Batch, Partition, Values, to_columns
+from streamflow.records import Batch, Partition, Record, Values, to_columns
 
 PARTITION = Partition("readings")
 
@@ -35,6 +37,41 @@ def outputs(operator: Operator, batches: Iterable[Batch]) -> dict[str, list[Any]
                 for name, value in zip(processed.outputs, processed.batch.rows(), strict=True):
                     found.setdefault(name, []).append(value)
     return found
+
+
+@dataclass
+class Outcome:
+    """What an operator makes of records: some in the end, causes by index, and its report."""
+
+    records: list[Record]
+    causes: dict[int, str]
+    report: Mapping[str, Any]
+
+    @property
+    def values(self) -> list[Any]:
+        return [record.value for record in self.records]
+
+
+def run(
+    operator: Operator, records: Sequence[Any], cuts: Iterable[int] = (), *, in_columns: bool = True
+) -> Outcome:
+    """Return what an operator makes of a stream that is cut into batches at these places."""
+    found: list[Record] = []
+    causes: dict[int, str] = {}
+    places = [0, *sorted(min(place, len(records)) for place in cuts), len(records)]
+    with operator.open(Context("node")) as processor:
+        for start, stop in pairwise(places):
+            if start < stop:
+                batch = make_batch(records[start:stop], start, in_columns=in_columns)
+                processed = processor.process(batch)
+                found += processed.batch.records() if processed.batch else ()
+                if processed.rejected:
+                    offsets = processed.rejected.batch.offsets
+                    causes.update(zip(offsets, processed.rejected.causes, strict=True))
+        ended = processor.end()
+        assert ended.rejected is None
+        found += ended.batch.records() if ended.batch else ()
+        return Outcome(found, causes, processor.report())
 
 
 def process(operator: Operator, batches: Iterable[Batch]) -> tuple[list[Any], dict[int, str]]:
