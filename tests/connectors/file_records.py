@@ -19,9 +19,9 @@ from streamflow.records import Place
 from streamflow_connectors.files import FileSource
 
 if sys.version_info >= (3, 14):
-    from compression import zstd
+    from compression import zstd as zstd
 else:
-    from backports import zstd
+    from backports import zstd as zstd
 
 Item = tuple[str, int, Any]
 """A path, a row, and the value or the bytes that are none."""

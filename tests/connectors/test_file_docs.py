@@ -42,3 +42,10 @@ async def test_packing_anew(tmp_path: Path) -> None:
     put(tmp_path / "readings/b.jsonl.gz", [3])
     await run(tmp_path, "repack")
     assert got(tmp_path / "readings.jsonl.zst") == [1, 2, 3]
+
+
+async def test_following(tmp_path: Path) -> None:
+    put(tmp_path / "logs/a.jsonl", [1, 2])
+    put(tmp_path / "logs/b.jsonl", [3])
+    await run(tmp_path, "follow")
+    assert sorted(got(tmp_path / "readings.jsonl")) == [1, 2, 3]

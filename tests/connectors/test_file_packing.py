@@ -175,7 +175,7 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_frame_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
-    options = {zstd.CompressionParameter.window_log: 30}
+    options: dict[int, int] = {zstd.CompressionParameter.window_log: 30}
     packer = zstd.ZstdCompressor(options=options)
     (tmp_path / "in.jsonl.zst").write_bytes(packer.compress(b"1\n") + packer.flush())
     with pytest.raises(ConnectorError, match="requires too much memory"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from functools import cached_property
 from typing import Final
 
 import anyio
@@ -29,7 +30,7 @@ MOST_RECORDS: Final = 1000
 MOST_BYTES: Final = 2**20
 """Of one batch, unless a single record is longer."""
 
-_CHUNK_BYTES: Final = 2**16
+CHUNK_BYTES: Final = 2**16
 _MOST_CHUNKS: Final = 64
 """Read in one go where no batch gets full, so that a reader which is cancelled ends soon."""
 
@@ -48,7 +49,6 @@ class OpenFile:
         self._path = path
         self._format = declared
         self._context = context
-        self._partition = Partition(context.name, (("path", path),), "line")
         self._next = 1
         self._splitter = declared.splitter()
         self._codec: Codec | None = None
@@ -58,6 +58,7 @@ class OpenFile:
         self._unpacker = packing.unpacker() if packing else None
         self._payloads: list[bytes] = []
         self._has_all = False
+        self._is_dry = False
         self._fault: ConnectorError | None = None
         self._descriptor = self._open()
         self._is_pipe = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
@@ -71,6 +72,11 @@ class OpenFile:
                 context.name,
                 path,
             )
+
+    @cached_property
+    def partition(self) -> Partition:
+        """What its records are positions of."""
+        return Partition(self._context.name, (("path", self._path),), "line")
 
     @property
     def is_at_end(self) -> bool:
@@ -101,7 +107,7 @@ class OpenFile:
                 self._gather()
         else:
             for _ in range(_MOST_CHUNKS):
-                if self._is_full() or self._has_all or self._fault is not None:
+                if self._is_full() or self._has_all or self._fault or self._is_dry:
                     break
                 self._gather()
         if not self._payloads and self._fault is not None:
@@ -129,7 +135,7 @@ class OpenFile:
             count = min(self._start - self._next, len(self._payloads))
             del self._payloads[:count]
             self._next += count
-            if self._next == self._start:
+            if self._next == self._start or self._is_dry:
                 return
             if self._fault is not None:
                 raise self._fault
@@ -162,15 +168,20 @@ class OpenFile:
         """Return the next data, unpacked; they may be empty before the end."""
         if self._unpacker is not None and self._unpacker.has_more:
             return self._unpacker.take()
-        data = os.read(self._descriptor, _CHUNK_BYTES)
+        data = self._read_data()
+        if self._unpacker is None or self._is_dry:
+            return data
+        self._unpacker.feed(data)
+        return self._unpacker.take()
+
+    def _read_data(self) -> bytes:
+        """Return the next data as they are; none at the end, which is then known."""
+        data = os.read(self._descriptor, CHUNK_BYTES)
         self._size_bytes += len(data)
         self._has_all = not data
         if self._has_all:
             self._check_size()
-        if self._unpacker is None:
-            return data
-        self._unpacker.feed(data)
-        return self._unpacker.take()
+        return data
 
     def _check_size(self) -> None:
         """Raise ValueError if the end is not that of the file as it was, but amid a record, say."""
@@ -202,12 +213,12 @@ class OpenFile:
         start, self._next = self._next, self._next + len(payloads)
         batch = Batch(
             payloads,
-            [self._partition] * len(payloads),
+            [self.partition] * len(payloads),
             range(start, self._next),
             originals=payloads,
             size_bytes=sum(map(len, payloads)),
         )
-        return decode(self._codec, batch, {self._partition: self._next})
+        return decode(self._codec, batch, {self.partition: self._next})
 
     def _error(self, found: str) -> ConnectorError:
         num_read = self._next - 1 + len(self._payloads)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from anyio import to_thread
+from pydantic import Field, model_validator
 
 from streamflow.codecs import Codec, CsvFormat
 from streamflow.contracts import Context, Reader
-from streamflow.errors import ConnectorError, Problem
+from streamflow.errors import ConnectorError, GraphError, Problem
 from streamflow.nodes import Source
 from streamflow.plugins import require
+from streamflow_connectors.files.following import FollowingReader
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.listing import find_paths
 from streamflow_connectors.files.options import FileOptions
@@ -24,13 +26,36 @@ class FileSource(FileOptions, Source):
     """Reads records from files; rows are counted from 1, without the header of a csv file.
 
     A run that goes on from a checkpoint leaves out the rows before it. Files that are new are read
-    from their beginning, and so is what comes through a pipe.
+    from their beginning, and so is what comes through a pipe. With ``follow`` files are read on as
+    they grow, are renamed or emptied, and appear; a last line waits for its end.
     A file that is damaged, or cut short while it is read, ends the run with what is wrong and the
     last row that was read; once it is repaired, the run goes on there. That a byte within packed
     data is another one may show at the end of their gzip member or frame only.
     """
 
     type: Literal["file"] = "file"
+    incidental: ClassVar[frozenset[str]] = frozenset({"end_after"})
+    follow: bool = Field(
+        False, description="Whether to wait for more at the end of the files, and for new files."
+    )
+    end_after: float | None = Field(
+        None,
+        gt=0,
+        description="With follow: seconds without anything new after which the stream ends.",
+    )
+
+    @model_validator(mode="after")
+    def _check_following(self) -> FileSource:
+        if self.follow and self.path == "-":
+            message = (
+                "expected no follow with standard input, which is read as it comes, found true; "
+                "leave it out"
+            )
+            raise GraphError([Problem(("follow",), message)])
+        if self.end_after is not None and not self.follow:
+            message = f"expected it with follow: true, found {self.end_after:g} without; add it"
+            raise GraphError([Problem(("end_after",), message)])
+        return self
 
     @property
     def only_scalars(self) -> bool:
@@ -76,9 +101,15 @@ class FileSource(FileOptions, Source):
             ConnectorError: There is none, or one is gone that a checkpoint knows of.
         """
         require(self.extra_requires(), where=context.name)
-        paths = await to_thread.run_sync(find_paths, self.path, context)
-        reader = FileReader(paths, self.resolved_format, context)
+        reader = await self._reader(context)
         try:
             yield reader
         finally:
             reader.close()
+
+    async def _reader(self, context: Context) -> FileReader | FollowingReader:
+        declared = self.resolved_format
+        if self.follow:
+            return FollowingReader(self.path, declared, context, end_after=self.end_after)
+        paths = await to_thread.run_sync(find_paths, self.path, context)
+        return FileReader(paths, declared, context)
