@@ -25,6 +25,9 @@ from streamflow.errors import Problem
 from streamflow.models.declaration import Model
 from streamflow.nodes import Operator, Receiver, Sink, Source, node_of
 
+DEAD_LETTER = "dead_letter"
+"""What the sink of the dead letters is called, in a graph and among the nodes of a run."""
+
 DROPPING = ("drop_oldest", "drop_newest", "latest")
 
 
@@ -72,17 +75,25 @@ def promises(
 
 
 def delivery_problems(
-    sources: Mapping[str, Source], receivers: Mapping[str, Receiver], *, is_checkpointed: bool
+    sources: Mapping[str, Source],
+    receivers: Mapping[str, Receiver],
+    dead_letter: Sink | None,
+    *,
+    is_checkpointed: bool,
 ) -> Iterator[Problem]:
     """Yield what keeps sinks from delivering as they promise, located within the graph.
 
     Args:
         sources: Of a graph without cycles, by name.
         receivers: Its other nodes, by name.
+        dead_letter: The sink of the dead letters, which is none of them.
         is_checkpointed: Whether it takes checkpoints.
     """
-    sinks = {name: node for name, node in receivers.items() if isinstance(node, Sink)}
     ordered = _ordered(receivers)
+    places = {name: ("sinks", name) for name, node in receivers.items() if isinstance(node, Sink)}
+    sinks = {name: node for name, node in receivers.items() if isinstance(node, Sink)}
+    if dead_letter is not None:
+        places[DEAD_LETTER], sinks[DEAD_LETTER] = (DEAD_LETTER,), dead_letter
     for name, sink in sinks.items():
         found = sink.delivery_problems(
             sources,
@@ -90,7 +101,7 @@ def delivery_problems(
             is_ordered=name in ordered,
             is_checkpointed=is_checkpointed,
         )
-        yield from (problem.within("sinks", name) for problem in found)
+        yield from (problem.within(*places[name]) for problem in found)
 
 
 def _terms(
@@ -117,6 +128,9 @@ def _terms(
         for sender, to in edges
         if (policy := receivers[to].overflow_of(sender)) in DROPPING
     ]
+    if not is_checkpointed and (source.keeps_positions or not source.rereads):
+        holders = dict.fromkeys(to for _, to in edges if _holds(receivers[to]))
+        notes += [f"but for what {name} holds, which is lost in a crash" for name in holders]
     return learned, delivered, tuple(notes)
 
 
@@ -145,6 +159,10 @@ def _delivery(source: Source, sink: Sink, is_checkpointed: bool) -> Iterator[str
 
 def _learns(node: Receiver) -> bool:
     return isinstance(node, Model) and node.learn
+
+
+def _holds(node: Receiver) -> bool:
+    return isinstance(node, Operator) and node.holds
 
 
 def _edges(source: str, sink: str, receivers: Mapping[str, Receiver]) -> list[tuple[str, str]]:

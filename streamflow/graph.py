@@ -158,9 +158,13 @@ class Graph(Settings):
         }
         outputs = {name: node.output_names for name, node in self.operators.items()}
         problems = structure_problems(self.inputs(), dead_letter_inputs, in_turn, outputs)
-        is_checkpointed = self.checkpoint is not None
         problems = problems or list(
-            delivery_problems(self.sources, self._receivers(), is_checkpointed=is_checkpointed)
+            delivery_problems(
+                self.sources,
+                self._receivers(),
+                self.dead_letter,
+                is_checkpointed=self.checkpoint is not None,
+            )
         )
         if problems:
             raise GraphError(problems)

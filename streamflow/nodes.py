@@ -220,6 +220,14 @@ class Operator(Receiver):
     tells_senders: ClassVar[bool] = False
 
     @property
+    def holds(self) -> bool:
+        """Whether it keeps records to make something of them later.
+
+        They count as finished: only a checkpoint keeps them over a crash.
+        """
+        return False
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Names of its outputs, as in ``inputs: [node.output]``; empty if there is only one."""
         return ()
@@ -276,7 +284,7 @@ class Sink(Receiver):
 
         Args:
             sources: Of the whole graph, by name.
-            sinks: Likewise, without the one of the dead letters.
+            sinks: Likewise, with the one of the dead letters.
             is_ordered: Whether records come in the order of the source, once at the most.
             is_checkpointed: Whether the graph takes checkpoints.
         """

@@ -113,6 +113,25 @@ def test_partitions_that_do_not_move_have_no_note() -> None:
     assert graph(MANUAL, TO_FILE, is_checkpointed=True).promises()[0].notes == ()
 
 
+@pytest.mark.parametrize(
+    ("source", "is_checkpointed", "is_lost"),
+    [
+        (GROUP, False, True),
+        (PIPE, False, True),
+        (FILE, False, False),  # is read anew
+        (GROUP, True, False),
+        (PIPE, True, False),
+    ],
+)
+def test_what_a_crash_takes_of_what_is_held_is_told(
+    source: Source, is_checkpointed: bool, is_lost: bool
+) -> None:
+    for horizon in (None, 3):
+        made = graph(source, TO_FILE, is_checkpointed=is_checkpointed, horizon=horizon)
+        lost = "but for what m holds, which is lost in a crash"
+        assert (lost in made.promises()[0].notes) == (is_lost and horizon is not None)
+
+
 def test_each_way_is_told_with_what_it_drops() -> None:
     branching = Graph(
         name="g",
@@ -161,6 +180,22 @@ sinks:
     assert str(problem).startswith(f"{path}:13:15: expected outputs in the order of the source")
     with pytest.raises(GraphError, match=r"^sinks\.out\.delivery: expected a source of type kafka"):
         graph(FILE, ONCE)
+
+
+def test_letters_wait_for_no_transaction_so_a_checkpoint_must_keep_them(tmp_path: Path) -> None:
+    def declare(**options: Any) -> Graph:
+        sinks = {"out": ONCE.model_copy(update={"inputs": ("in",)})}
+        return Graph(name="g", sources={"in": MANUAL}, sinks=sinks, **options)
+
+    letters = FileSink(path=str(tmp_path / "dead.jsonl"))
+    declare(dead_letter=letters, checkpoint={"path": "c"})
+    lost = r"^sinks\.out\.delivery: .*a crash loses what dead_letter has not written"
+    with pytest.raises(GraphError, match=lost):
+        declare(dead_letter=letters)
+    refused = r"^dead_letter\.delivery: .*found the one of the dead letters"
+    with pytest.raises(GraphError, match=refused) as caught:
+        declare(dead_letter=ONCE.model_copy(update={"inputs": ()}), checkpoint={"path": "c"})
+    assert len(caught.value.problems) == 1
 
 
 def test_graphs_with_very_many_ways_are_told_soon() -> None:

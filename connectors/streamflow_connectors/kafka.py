@@ -221,7 +221,7 @@ class KafkaSink(Connection, Sink):
 
         Args:
             sources: Of the whole graph, by name.
-            sinks: Likewise, without the one of the dead letters.
+            sinks: Likewise, with the one of the dead letters.
             is_ordered: Whether records come in the order of the source, once at the most.
             is_checkpointed: Whether the graph takes checkpoints.
         """
@@ -259,13 +259,14 @@ class KafkaSink(Connection, Sink):
     ) -> Iterator[str]:
         if not self.inputs:
             yield "a sink with inputs, found the one of the dead letters; use at_least_once"
+            return
         if not is_ordered:
             yield (
                 "outputs in the order of the source, found several ways from it that meet, or an "
                 "operator that does not keep the order; use one way without, or at_least_once"
             )
         others = [name for name, sink in sinks.items() if sink is not self]
-        storing = [name for name in others if sinks[name].stores_positions]
+        storing = [name for name in others if sinks[name].inputs and sinks[name].stores_positions]
         if storing:
             yield f"one sink that stores the positions, found {storing[0]} too; use at_least_once"
         elif others and not is_checkpointed:

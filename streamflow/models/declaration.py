@@ -254,6 +254,11 @@ class Model(Operator):
             )
 
     @property
+    def holds(self) -> bool:
+        """Whether records wait for their target, at the horizon."""
+        return self.horizon is not None
+
+    @property
     def loss_name(self) -> str | None:
         """Name of the loss in ``torch.nn.functional``; ``None`` for the user's own, or none."""
         loss = self.loss

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from streamflow.checkpoints import Snapshot
 from streamflow.contracts import Context, Resume
+from streamflow.delivery import DEAD_LETTER
 from streamflow.errors import StreamflowError
 from streamflow.graph import Graph
 from streamflow.nodes import Operator, Receiver, Sink, Source, node_of
@@ -21,9 +22,6 @@ from streamflow.runtime.tasks import (
     waiting_at,
 )
 from streamflow.runtime.turns import RoundRobinInbox
-
-DEAD_LETTER = "dead_letter"
-"""Name of the dead-letter sink among the nodes of a run."""
 
 
 def build_tasks(
