@@ -11,6 +11,7 @@ from typing import Any
 from streamflow.config.schema import GROUPS
 from streamflow.graph import Checkpoints, FailureBudget, Settings
 from streamflow.models.declaration import Model
+from streamflow.models.feature import Feature
 from streamflow.nodes import Buffer, Declaration, Receiver
 from streamflow.plugins import FORMATS, missing_packages, registered
 from streamflow.validation import secret_options
@@ -30,6 +31,7 @@ PARTS: dict[str, type[Declaration]] = {
     "checkpoint": Checkpoints,
     "failure_budget": FailureBudget,
     "buffer": Buffer,
+    "feature": Feature,
 }
 """What is declared besides nodes and formats."""
 
@@ -147,12 +149,16 @@ def _type(schema: dict[str, Any]) -> str:
         return _flow(schema["const"])
     if "enum" in schema:
         return f"one of {', '.join(map(_flow, schema['enum']))}"
-    if "anyOf" in schema:
-        kinds = [_type(item) for item in schema["anyOf"] if item.get("type") != "null"]
+    if several := schema.get("anyOf") or schema.get("oneOf"):
+        kinds = [_type(item) for item in several if item.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "$ref" in schema:
         return REFERENCES[schema["$ref"].rpartition("/")[2]]
     kind, items = schema.get("type", ""), schema.get("items")
     if kind == "array" and items:
-        return f"list of ({_type(items)})" if "anyOf" in items else f"list of {_type(items)}"
+        return (
+            f"list of ({_type(items)})"
+            if {"anyOf", "oneOf"} & items.keys()
+            else f"list of {_type(items)}"
+        )
     return TYPES.get(kind, "anything")

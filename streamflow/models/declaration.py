@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from streamflow.callables import Named
 from streamflow.contracts import Context, Processor
 from streamflow.errors import GraphError, Problem
+from streamflow.models.feature import IMPUTED_INDEX, Feature, FeatureField, Gaps
 from streamflow.nodes import Operator
 
 Arguments: TypeAlias = dict[str, Any] | list[Any] | str | float | bool | None
@@ -64,10 +65,16 @@ class Model(Operator):
     network: Annotated[tuple[Layer, ...], Field(min_length=1)] | Named = Field(
         description="Layers of torch.nn in order, or package.module:callable that returns a module."
     )
-    features: tuple[str, ...] | str = Field(
+    features: tuple[FeatureField, ...] | str = Field(
         min_length=1,
-        description="Fields that make up the network's input, arrays with all their elements; or "
-        "the name of one array field, whose shape is kept.",
+        description="Fields that make up the network's input, arrays with all their elements, or "
+        "how a field becomes numbers: {field: region, categories: [north, south]}; or the name of "
+        "one array field, whose shape is kept.",
+    )
+    nan: Gaps = Field(
+        "error",
+        description="What becomes of a record that lacks a feature: it is a bad record (error), it "
+        "is left out and counted (skip), or the running mean stands in (impute).",
     )
     target: str | None = Field(
         None, description="Field to predict; a record without it is predicted and not learned."
@@ -199,6 +206,9 @@ class Model(Operator):
         yield from self._target_contradictions()
         yield from self._task_contradictions()
         yield from self._state_contradictions()
+        for place, feature in enumerate(self.resolved_features):
+            if feature.encode == "index" and (feature.nan or self.nan) == "impute":
+                yield Problem(("features", place), IMPUTED_INDEX)
 
     def _target_contradictions(self) -> Iterator[Problem]:
         if self.target is None and self.learn and (self.loss is None or self.loss_name):
@@ -257,6 +267,22 @@ class Model(Operator):
     def holds(self) -> bool:
         """Whether records wait for their target, at the horizon."""
         return self.horizon is not None
+
+    @property
+    def resolved_features(self) -> tuple[Feature, ...]:
+        """All features as declarations."""
+        named = (self.features,) if isinstance(self.features, str) else self.features
+        return tuple(Feature(field=one) if isinstance(one, str) else one for one in named)
+
+    @property
+    def imputes(self) -> bool:
+        """Whether the mean stands in for some feature."""
+        return any((feature.nan or self.nan) == "impute" for feature in self.resolved_features)
+
+    @property
+    def skips(self) -> bool:
+        """Whether records that lack some feature are left out."""
+        return any((feature.nan or self.nan) == "skip" for feature in self.resolved_features)
 
     @property
     def loss_name(self) -> str | None:

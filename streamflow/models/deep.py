@@ -91,14 +91,18 @@ def _fit_problems(model: Model, network: nn.Module, *, only_scalars: bool) -> It
     """
     if isinstance(model.features, str):
         return
-    count, wanted = len(model.features), _wanted_features(network)
-    if not only_scalars:
+    widths = [feature.width for feature in model.resolved_features]
+    count, wanted = sum(width or 1 for width in widths), _wanted_features(network)
+    if not only_scalars and None in widths:
         if wanted is None:
             return
         count = max(count, wanted)
     if wanted not in (None, count):
-        message = f"expected {wanted} features to fit {_first_layer(network)}, found {count}; "
-        yield Problem(("features",), message + "change the features or the first layer")
+        message = (
+            f"expected {wanted} features to fit {_first_layer(network)}, found "
+            f"{_counted(model, count)}; change the features or the first layer"
+        )
+        yield Problem(("features",), message)
         return
     is_listed = isinstance(model.network, tuple)
     layers = list(network.children()) if is_listed else [network]
@@ -148,6 +152,12 @@ def _wanted_features(network: nn.Module) -> int | None:
 def _problem(location: tuple[str | int, ...], message: str) -> Problem:
     """Return what the pipeline says, which is no part of a graph, in the words of graphs."""
     return Problem(location, message.replace(", got ", ", found ", 1))
+
+
+def _counted(model: Model, count: int) -> str:
+    """Return how many inputs the features make, and which of them make several."""
+    several = [f"{one} makes {one.width}" for one in model.resolved_features if one.width]
+    return f"{count} ({', '.join(several)})" if several else str(count)
 
 
 def _device(network: nn.Module) -> torch.device:

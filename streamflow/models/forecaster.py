@@ -84,12 +84,13 @@ class Forecaster(ModelNode):
             if target is not None:
                 self._held.set_newest(row, target)
                 self._newest = target
-            inputs = samples.inputs[place : place + 1]
+            imputation, inputs = self._filled(samples.inputs[place : place + 1])
             try:
                 predicted = self._predict(inputs)
             except SampleError as error:
                 refused[samples.indices[place]] = str(error)
                 continue
+            self._imputation = imputation
             newest = self._held.newest(row)
             previous = self._newest if newest is None else newest
             self._held.push(row, Held(inputs, predicted, previous))

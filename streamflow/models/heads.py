@@ -18,7 +18,7 @@ from torch import Tensor
 
 from streamflow.errors import StreamflowError
 from streamflow.models.declaration import Model, Task
-from streamflow.models.features import number_column, numbers
+from streamflow.models.encoders import number_column, numbers
 from streamflow.models.targets import Targets
 from streamflow.records import MISSING
 

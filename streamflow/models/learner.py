@@ -6,6 +6,7 @@ records -> SampleReader -> Pipeline.process -> Head.decode -> Scorer, output rec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,14 @@ class Learner(ModelNode):
         samples, refused = self._with_streams(samples)
         while samples:
             scale, scaled = self._scaled(samples)
+            imputation, inputs = self._filled(samples.inputs)
             try:
-                outputs = self._process(samples, scaled)
+                outputs = self._process(replace(samples, inputs=inputs), scaled)
             except SampleError as error:  # nothing has entered: go on without that sample
                 refused[samples.indices[error.index]] = str(error)
                 samples = samples.without(error.index)
                 continue
-            self._scale = scale
+            self._scale, self._imputation = scale, imputation
             predicted = self._decoded(outputs, scaled)
             self._score(predicted, samples.targets, keys=samples.batch.keys)
             values = self._values(samples, predicted, samples.targets, self._pipeline.steps)

@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from streamflow.contracts import Processed
 from streamflow.evaluation import Scorer, make_scorer
 from streamflow.models.declaration import Model
 from streamflow.models.heads import ClassHead, Predicted, make_head
+from streamflow.models.imputation import Imputation
 from streamflow.models.portable import original, portable
 from streamflow.models.samples import SampleReader, Samples
 from streamflow.models.scaling import TargetScale
@@ -24,9 +27,10 @@ class ModelNode(ABC):
         self._model = model
         self._pipeline = pipeline
         self._head = make_head(model)
-        self._reader = SampleReader(pipeline, model.features, model.target, self._head)
+        self._reader = SampleReader(pipeline, model, self._head)
         self._scorer: Scorer | None = None
         self._scale: TargetScale | None = None
+        self._imputation: Imputation | None = None
 
     def process(self, batch: Batch) -> Processed:
         """Predict every record, and learn what there is to learn."""
@@ -47,6 +51,8 @@ class ModelNode(ABC):
     def report(self) -> Mapping[str, Any]:
         """Return what the model has learned and how well it predicts."""
         report: dict[str, Any] = dict(self._pipeline.counters)
+        if self._model.skips:
+            report["incomplete"] = self._reader.num_incomplete
         if self._scorer:
             report |= {"score": self._scorer.report(), "history": self._scorer.history()}
         return report
@@ -57,6 +63,7 @@ class ModelNode(ABC):
             "pipeline": portable(self._pipeline.state_dict()),
             "samples": self._reader.state(),
             "scale": None if self._scale is None else self._scale.state(),
+            "imputation": None if self._imputation is None else self._imputation.state(),
             "scorer": None if self._scorer is None else self._scorer.state(),
         }
 
@@ -66,6 +73,8 @@ class ModelNode(ABC):
         self._reader.restore(state["samples"])
         if state["scale"] is not None:
             self._scale = TargetScale.restored(state["scale"])
+        if state["imputation"] is not None:
+            self._imputation = Imputation.restored(state["imputation"])
         if state["scorer"] is not None and (scorer := self._make_scorer()):
             scorer.restore(state["scorer"])
             self._scorer = scorer
@@ -78,6 +87,12 @@ class ModelNode(ABC):
             The samples that were predicted, the values of their output records, and why the others
             were refused, by the place in their batch.
         """
+
+    def _filled(self, inputs: Tensor) -> tuple[Imputation | None, Tensor]:
+        """Return what is known of inputs after these, and these, without what is missing."""
+        if not self._model.imputes:
+            return None, inputs
+        return (self._imputation or Imputation(self._reader.imputed_F)).fill(inputs)
 
     def _make_scorer(self) -> Scorer | None:
         task = self._model.resolved_task

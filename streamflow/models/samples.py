@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from streamflow.errors import SampleError
-from streamflow.models.features import FeatureReader
+from streamflow.models.declaration import Model
+from streamflow.models.features import FeatureReader, Inputs
 from streamflow.models.heads import Head, one_tensor
 from streamflow.models.targets import Targets
 from streamflow.pipeline import Pipeline
@@ -58,18 +60,28 @@ class Samples:
 
 
 class SampleReader:
-    """Reads samples; learns from the first record that fits the network what all must be like."""
+    """Reads samples; learns from the first record that fits the network what all must be like.
 
-    def __init__(
-        self, pipeline: Pipeline, features: Sequence[str] | str, target: str | None, head: Head
-    ) -> None:
+    Attributes:
+        num_incomplete: How many records were left out as they lacked a feature.
+    """
+
+    def __init__(self, pipeline: Pipeline, model: Model, head: Head) -> None:
+        self.num_incomplete = 0
         self._pipeline = pipeline
-        self._features = FeatureReader(features)
-        self._target = target
+        self._features = FeatureReader(model)
+        self._target = model.target
         self._head = head
+
+    @property
+    def imputed_F(self) -> np.ndarray[Any, np.dtype[np.intp]]:
+        """Places of the input's numbers that are nan where they are missing."""
+        return self._features.imputed_F
 
     def read(self, batch: Batch) -> tuple[Samples, dict[int, str]]:
         """Return the samples of a batch, and why the other records are none, by index.
+
+        Records that are to be left out as they lack a feature are neither, and counted.
 
         Raises:
             OutputError: The network's outputs do not fit the task.
@@ -77,25 +89,35 @@ class SampleReader:
         causes = {} if self._features.shape is not None else self._fit(batch)
         targets = self._targets(batch)
         if self._features.shape is None:  # no record of the batch fits
+            self.num_incomplete += len(batch) - len(causes)
             encoded, _ = self._head.encode([])
             return Samples([], batch.slice(0, 0), Tensor(), [], encoded), causes
-        inputs, unreadable = self._features.read(batch)
+        inputs = self._features.read(batch)
         encoded, unknown = self._head.encode(targets)
-        samples = Samples(range(len(batch)), batch, inputs, targets, encoded)
-        causes = {**_bad_keys(batch), **unknown, **unreadable, **causes}
-        if causes:
-            samples = samples.select([place for place in range(len(batch)) if place not in causes])
+        samples = Samples(range(len(batch)), batch, inputs.values, targets, encoded)
+        causes = {**_bad_keys(batch), **unknown, **inputs.causes, **causes}
+        incomplete = inputs.incomplete - causes.keys()
+        self.num_incomplete += len(incomplete)
+        if causes or incomplete:
+            left_out = causes.keys() | incomplete
+            samples = samples.select(
+                [place for place in range(len(batch)) if place not in left_out]
+            )
         return samples, causes
 
     def state(self) -> dict[str, Any]:
-        """Return what the first record has shown."""
-        shape = self._features.shape
-        return {"shape": None if shape is None else list(shape), "head": self._head.state()}
+        """Return what the first record has shown, and how many were left out."""
+        return {
+            "features": self._features.state(),
+            "head": self._head.state(),
+            "incomplete": self.num_incomplete,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what the first record has shown in an earlier run."""
-        self._features.shape = None if state["shape"] is None else tuple(state["shape"])
+        self._features.restore(state["features"])
         self._head.restore(state["head"])
+        self.num_incomplete = state["incomplete"]
 
     def _targets(self, batch: Batch) -> list[Any]:
         if self._target is None:
@@ -107,17 +129,20 @@ class SampleReader:
         """Look for the first record that fits the network; return why those before it do not."""
         causes: dict[int, str] = {}
         for index in range(len(batch)):
-            inputs, unreadable = self._features.read(batch.slice(index, index + 1))
-            if unreadable:
-                causes[index] = unreadable[0]
+            single = batch.slice(index, index + 1)
+            inputs: Inputs = self._features.read(single)
+            if inputs.incomplete:
+                continue
+            if inputs.causes:
+                causes[index] = inputs.causes[0]
                 continue
             try:
-                output = self._pipeline.infer(inputs)
+                output = self._pipeline.infer(inputs.values.nan_to_num())
             except SampleError as error:
                 causes[index] = str(error)
                 continue
             self._head.fit(one_tensor(output))
-            self._features.shape = tuple(inputs.shape[1:])
+            self._features.fit(single)
             break
         return causes
 

@@ -21,7 +21,7 @@ class ShapeError(StreamflowError, ValueError):
 def random_inputs(
     model: Model, network: nn.Module, asked: Sequence[int] | None = None, *, count: int = 1
 ) -> Tensor:
-    """Return inputs (count, ...) of standard-normal features.
+    """Return inputs (count, ...) of standard-normal features; of categories that there are.
 
     Args:
         model: The declaration; its seed makes the numbers.
@@ -33,7 +33,15 @@ def random_inputs(
         ShapeError: Nothing tells the shape.
     """
     shape = asked or _shape(model, network)
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(model.seed))
+    generator = torch.Generator().manual_seed(model.seed)
+    inputs = torch.randn(count, *shape, generator=generator)
+    place = 0
+    for feature in model.resolved_features:
+        if feature.encode == "index":
+            indices = torch.randint(feature.num_categories, (count,), generator=generator)
+            inputs[:, place] = indices.to(inputs.dtype)
+        place += feature.width or 1
+    return inputs
 
 
 def fitted_head(model: Model, folder: Path, inputs: Tensor) -> Head:
@@ -69,7 +77,7 @@ def _shape(model: Model, network: nn.Module) -> Sequence[int]:
             "tells, got none; pass it, as in --shape 3,32,32"
         )
         raise ShapeError(message)
-    return (len(model.features),)
+    return (sum(feature.width or 1 for feature in model.resolved_features),)
 
 
 def _width(network: nn.Module) -> int | None:

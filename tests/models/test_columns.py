@@ -9,9 +9,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streamflow.models.features import FeatureReader, number_column, numbers
+from streamflow.models.encoders import number_column, numbers
+from streamflow.models.features import FeatureReader
 from streamflow.models.heads import BinaryHead, ClassificationHead, Head, RegressionHead
 from streamflow.records import MISSING, Batch, Partition
+from tests.models.streams import model
 
 plain = st.floats() | st.integers() | st.booleans()
 odd = st.sampled_from(
@@ -76,9 +78,9 @@ def test_targets_are_what_each_is_alone(values: list[Any]) -> None:
 
 
 def test_more_features_than_a_single_record_had_are_no_input() -> None:
-    reader = FeatureReader(("a", "b"))
+    reader = FeatureReader(model(features=("a", "b")))
     reader.shape = (3,)
     batch = Batch({"a": [1.0], "b": [2.0]}, [Partition("s")], [0])
-    inputs, causes = reader.read(batch)
-    assert causes == {0: "expected features of shape [3], found [2]"}
-    assert inputs.tolist() == [[0.0, 0.0, 0.0]]
+    inputs = reader.read(batch)
+    assert inputs.causes == {0: "expected features of shape [3], found [2]"}
+    assert inputs.values.tolist() == [[0.0, 0.0, 0.0]]
