@@ -124,6 +124,10 @@ class EmbeddedKafka:
             errors,
         )
 
+    def fail_topic(self, name: str, error_code: int) -> None:
+        """Answer questions about a topic, if there is none, with an error by its number."""
+        self._call("rd_kafka_mock_topic_set_error", self._cluster, name.encode(), error_code)
+
     def clear_failures(self, api_key: int) -> None:
         """Take back what `fail_requests` has left of a kind of request."""
         self._call("rd_kafka_mock_clear_request_errors", self._cluster, ctypes.c_int16(api_key))

@@ -6,20 +6,23 @@ the driver. The driver, aiokafka, runs on asyncio only.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from streamflow.codecs import Codec, CsvFormat, FormatField, JsonFormat
+from streamflow.codecs import Codec, CsvFormat, Format, FormatField, JsonFormat
 from streamflow.contracts import Context, Reader, Writer
-from streamflow.errors import Problem
+from streamflow.errors import Problem, suggestion
 from streamflow.nodes import Sink, Source
 from streamflow.plugins import missing_packages
 from streamflow_connectors.kafka_options import REQUIRES, Connection
+from streamflow_connectors.kafka_start import Start
+from streamflow_connectors.routes import FromField
 
 ID_PARTS = ("group", "topic", "node", "partitions", "instance")
 """What a transactional id may be made of."""
@@ -46,26 +49,41 @@ class KafkaSource(Connection, Source):
     requires: ClassVar[dict[str, str]] = REQUIRES
     incidental: ClassVar[frozenset[str]] = frozenset(
         {
-            *("stop_at_end", "if_lost", "max_poll_records"),
+            *("stop_at_end", "if_lost", "max_poll_records", "refresh"),
             *("session_timeout", "rebalance_timeout", "group_instance_id"),
         }
     )
 
-    topics: tuple[str, ...] = Field(min_length=1, description="Topics to read.")
+    topics: tuple[str, ...] = Field((), description="Topics to read.")
+    pattern: str | None = Field(
+        None,
+        min_length=1,
+        description="Instead of topics: a regular expression, as Python has them, for whole names "
+        "of topics. Those that come up later are read, too, from their beginning.",
+    )
+    refresh: float = Field(
+        10.0, gt=0, description="Seconds after which new topics are looked for, with a pattern."
+    )
     partitions: tuple[int, ...] | None = Field(
         None, min_length=1, description="Partitions to read of each topic, whatever others read."
     )
     group: str | None = Field(
         None, min_length=1, description="Consumer group that positions are committed for."
     )
-    start: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where to begin while no position has been committed."
+    start: Start = Field(
+        "earliest",
+        description="Where to begin while no position has been committed: earliest, latest, or "
+        "the first record of a time, such as 2026-01-31T08:00:00Z or seconds since 1970.",
     )
     stop_at_end: bool = Field(
         False, description="End where the topics end when the run starts, instead of waiting."
     )
     format: FormatField = Field(
         default_factory=JsonFormat, description="How values become bytes and back."
+    )
+    formats: dict[str, FormatField] = Field(
+        default_factory=dict,
+        description="Formats of single topics, by name, in place of format.",
     )
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed", description="Whether to leave out records of aborted transactions."
@@ -94,6 +112,37 @@ class KafkaSource(Connection, Source):
         "restarts within the session timeout.",
     )
 
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str | None, info: ValidationInfo) -> str | None:
+        topics = info.data.get("topics")
+        if topics is not None and bool(topics) == (pattern is not None):
+            message = (
+                f"expected either topics or a pattern, found {'both' if topics else 'none'}; "
+                f"list the topics, or write a pattern that their names match"
+            )
+            raise ValueError(message)
+        try:
+            _compiled(pattern or "")
+        except re.error as error:
+            message = f"expected a regular expression, found {pattern}: {error}"
+            raise ValueError(message) from None
+        return pattern
+
+    @field_validator("formats")
+    @classmethod
+    def _check_formats(cls, formats: dict[str, Format], info: ValidationInfo) -> dict[str, Format]:
+        topics, pattern = info.data.get("topics"), info.data.get("pattern")
+        for name in formats if topics or pattern else ():
+            if pattern is not None and not _compiled(pattern).fullmatch(name):
+                message = f"expected names that match {pattern}, found {name}; remove it"
+                raise ValueError(message)
+            if topics and name not in topics:
+                cure = suggestion(name, list(topics))
+                message = f"expected names of the topics, found {name}; {cure}"
+                raise ValueError(message)
+        return formats
+
     @field_validator("group_instance_id")
     @classmethod
     def _check_group_instance_id(cls, name: str | None, info: ValidationInfo) -> str | None:
@@ -106,7 +155,14 @@ class KafkaSource(Connection, Source):
     @property
     def only_scalars(self) -> bool:
         """Whether no field is an array: cells of csv are single values."""
-        return isinstance(self.format, CsvFormat)
+        return all(
+            isinstance(declared, CsvFormat) for declared in (self.format, *self.formats.values())
+        )
+
+    @property
+    def topic_pattern(self) -> re.Pattern[str] | None:
+        """The pattern, whose `re.Pattern.match` takes whole names only."""
+        return None if self.pattern is None else _compiled(self.pattern)
 
     @property
     def keeps_positions(self) -> bool:
@@ -125,7 +181,11 @@ class KafkaSource(Connection, Source):
 
     def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec:
         """Return what decodes again the value that stood at ``position``."""
-        return self.format.codec()
+        return self.codec_of(str(position.get("topic", "")))
+
+    def codec_of(self, topic: str) -> Codec:
+        """Return what decodes the values of a topic."""
+        return self.formats.get(topic, self.format).codec()
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
         """Connect, and give a reader until the context is left.
@@ -140,7 +200,7 @@ class KafkaSource(Connection, Source):
 
 
 class KafkaSink(Connection, Sink):
-    """Writes to a topic, in order for each key.
+    """Writes to topics, in order for each key.
 
     A record is written once as long as the run lives; with ``delivery: exactly_once`` also if it is
     killed: outputs and the positions they come from are committed in one transaction, and what is
@@ -148,13 +208,22 @@ class KafkaSink(Connection, Sink):
 
     Partitions are chosen by the key as Java's clients do; records without a key go to the
     partitions in turn. Keys other than text and bytes are written as text. Timestamps and headers
-    are kept.
+    are kept. A record is rejected where a field that names its topic or key is missing or of
+    another type, or where there is no such topic.
     """
 
     type: Literal["kafka"] = "kafka"
     requires: ClassVar[dict[str, str]] = REQUIRES
 
-    topic: str = Field(min_length=1, description="Topic to write to.")
+    topic: Annotated[str, Field(min_length=1)] | FromField = Field(
+        description="Topic to write to; {field: name} for the one that a field of each record "
+        "names."
+    )
+    key: FromField | None = Field(
+        None,
+        description="{field: name} for the field whose text, bytes or integer becomes the key, "
+        "in place of the key of the record.",
+    )
     format: FormatField = Field(
         default_factory=JsonFormat, description="How values become bytes and back."
     )
@@ -241,6 +310,11 @@ class KafkaSink(Connection, Sink):
         if not isinstance(source, KafkaSource):
             yield f"a source of type kafka, found {names} of another type; use at_least_once"
             return
+        if source.pattern is not None:
+            yield (
+                f"a source that names its topics, found the pattern {source.pattern} in {names}; "
+                f"list topics instead"
+            )
         if source.group is None:
             yield f"a group that stores the positions, found none in {names}; give it a group"
         if source.partitions is None:
@@ -280,7 +354,7 @@ class KafkaSink(Connection, Sink):
         numbers = "-".join(map(str, sorted(source.partitions or ())))
         parts = {
             "group": source.group,
-            "topic": self.topic,
+            "topic": self.topic if isinstance(self.topic, str) else self.topic.field,
             "node": node,
             "partitions": ".".join([*sorted(source.topics), numbers]),
             "instance": socket.gethostname(),
@@ -307,6 +381,10 @@ class KafkaSink(Connection, Sink):
         from streamflow_connectors.kafka_writer import open_writer  # likewise
 
         return open_writer(self, context)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:{pattern})\Z")
 
 
 def _hosts(connection: Connection) -> set[str]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import anyio
-from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka import (  # type: ignore[import-untyped]
+    AIOKafkaConsumer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
 from aiokafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
     IllegalStateError,
@@ -52,11 +57,16 @@ class Commits:
         self._name = name
         self._group = group
         self._is_member = is_member
+        self._assignment: Any = None  # the driver's, of a member
         self._waiting: dict[TopicPartition, int] = {}
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Commits {len(self._waiting)} waiting>"
+
+    def begin(self) -> None:
+        """Take note of partitions that a member has been assigned."""
+        self._assignment = self._consumer._subscription.subscription.assignment
 
     async def store(self, positions: Mapping[TopicPartition, int]) -> None:
         """Store positions, in the background from a point where that takes long.
@@ -121,11 +131,23 @@ class Commits:
         )
         return ConnectorError(message)
 
+    async def _commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Store positions, also where the driver would not because topics that match came up.
+
+        Then it has another subscription already, and gives the partitions up a little later.
+        """
+        subscription = self._consumer._subscription.subscription
+        if subscription.assignment is None and self._assignment is not None:
+            offsets = {part: OffsetAndMetadata(positions[part], "") for part in positions}
+            await self._consumer._coordinator.commit_offsets(self._assignment, offsets)
+        else:
+            await self._consumer.commit(positions)
+
     async def _store(self) -> None:
         while self._waiting:
             positions = dict(self._waiting)
             try:
-                await self._consumer.commit(positions)
+                await self._commit(positions)
             except (CommitFailedError, IllegalStateError):
                 if not self._is_member:
                     raise

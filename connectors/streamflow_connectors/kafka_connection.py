@@ -22,6 +22,7 @@ from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
 from streamflow_connectors.kafka_faults import LONGEST_WAIT, Faults
 from streamflow_connectors.kafka_options import Connection
+from streamflow_connectors.loops import require_asyncio
 
 logger = logging.getLogger("streamflow.kafka")
 
@@ -54,14 +55,7 @@ async def client_options(declared: Connection, context: Context) -> dict[str, An
     Raises:
         ConnectorError: The event loop is not asyncio's, or a certificate cannot be read.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        message = (
-            f"{context.name}: expected the event loop of asyncio, found another one; "
-            "run the graph on asyncio, which Kafka's driver is written for"
-        )
-        raise ConnectorError(message) from None
+    require_asyncio(context, "Kafka's")
     options = await to_thread.run_sync(declared.client_options, context)
     shortest, longest = REQUEST_SECONDS
     request_timeout = min(max(declared.retry_for, shortest), longest)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import anyio
-from aiokafka import TopicPartition  # type: ignore[import-untyped]
+from aiokafka import ConsumerRebalanceListener, TopicPartition  # type: ignore[import-untyped]
 
 from streamflow.records import Partition
 
@@ -115,3 +115,28 @@ class Holdings:
     def _announce(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+
+
+class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is not typed
+    """Hears of rebalances in a task of the driver, which waits for it, as do the other members.
+
+    Args:
+        revoke: Finishes what is in flight, and begins a new epoch.
+        assign: Takes partitions.
+    """
+
+    def __init__(
+        self,
+        revoke: Callable[[], Awaitable[None]],
+        assign: Callable[[Iterable[TopicPartition]], None],
+    ) -> None:
+        self._revoke = revoke
+        self._assign = assign
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Finish what is in flight and begin a new epoch."""
+        await self._revoke()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Take partitions."""
+        self._assign(assigned)

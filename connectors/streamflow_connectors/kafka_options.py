@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from streamflow.contracts import Context
-from streamflow.errors import ConnectorError
-from streamflow.nodes import Declaration
+from streamflow_connectors.tls import Certificates
 
 REQUIRES = {"aiokafka": "streamflow[kafka]"}
 
 
-class Connection(Declaration):
+class Connection(Certificates):
     """How to reach the brokers, for sources and sinks alike."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {
             *("bootstrap_servers", "connect_timeout", "retry_for", "username", "sasl_mechanism"),
-            *("ca_file", "cert_file", "key_file", "security_protocol"),
+            "security_protocol",
         }
     )
 
@@ -42,12 +39,6 @@ class Connection(Declaration):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "PLAIN", description="How to log in."
     )
-    ca_file: Path | None = Field(
-        None, description="Certificates (PEM) to trust instead of the system's."
-    )
-    cert_file: Path | None = Field(None, description="Certificate (PEM) to identify with.")
-    key_file: Path | None = Field(None, description="Key (PEM) of cert_file, if not in it.")
-    key_password: SecretStr | None = Field(None, description="Password of the key.")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="SASL_: with a login; _SSL or SSL: encrypted."
     )
@@ -95,25 +86,5 @@ class Connection(Declaration):
             options["sasl_plain_username"] = self.username
             options["sasl_plain_password"] = self.password.get_secret_value()
         if self.security_protocol.endswith("SSL"):
-            options["ssl_context"] = self._ssl_context(context)
+            options["ssl_context"] = self.tls(context)
         return options
-
-    def _ssl_context(self, context: Context) -> ssl.SSLContext:
-        folder = context.folder
-        secret = self.key_password
-        try:
-            tls = ssl.create_default_context(cafile=self.ca_file and folder / self.ca_file)
-            if self.cert_file is not None:
-                tls.load_cert_chain(
-                    folder / self.cert_file,
-                    self.key_file and folder / self.key_file,
-                    # An empty one keeps OpenSSL from asking at the terminal.
-                    secret.get_secret_value() if secret else "",
-                )
-        except OSError as error:  # ssl.SSLError is one
-            message = (
-                f"{context.name}: expected certificates and key in PEM format, found {error}; "
-                f"check ca_file, cert_file, key_file and key_password"
-            )
-            raise ConnectorError(message) from error
-        return tls

@@ -24,17 +24,16 @@ from contextlib import asynccontextmanager
 import anyio
 from aiokafka import (  # type: ignore[import-untyped]
     AIOKafkaConsumer,
-    ConsumerRebalanceListener,
     ConsumerRecord,
     TopicPartition,
 )
 from aiokafka.errors import (  # type: ignore[import-untyped]
+    IllegalStateError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
 
-from streamflow.codecs import decode
 from streamflow.contracts import Context, Fetch, Resume
 from streamflow.errors import ConnectorError
 from streamflow.records import Partition
@@ -50,9 +49,9 @@ from streamflow_connectors.kafka_connection import (
     start,
 )
 from streamflow_connectors.kafka_faults import Faults, is_passing
-from streamflow_connectors.kafka_holdings import Holdings
-from streamflow_connectors.kafka_records import to_batch, topic_partition
-from streamflow_connectors.kafka_topics import find_partitions
+from streamflow_connectors.kafka_holdings import Holdings, Listener
+from streamflow_connectors.kafka_records import Decoder, by_driver, topic_partition
+from streamflow_connectors.kafka_topics import NewTopics, find_partitions, find_positions
 
 logger = logging.getLogger("streamflow.kafka")
 
@@ -62,6 +61,7 @@ FETCH_BYTES = 8 * 2**20
 RETRY = 0.1
 CHECK_SECONDS = 1.0
 REQUEST_SPARE_MS = 5000
+METADATA_MS = 300_000  # the driver's own
 HEARTBEAT_SECONDS = 3.0  # at the most
 DAY_MS = 24 * 3600 * 1000  # a slow model is no dead member: heartbeats say whether it lives
 DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes on without a member
@@ -87,6 +87,7 @@ async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[Ka
         max_poll_interval_ms=DAY_MS,
         fetch_max_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MS,
+        metadata_max_age_ms=round(source.refresh * 1000) if source.pattern else METADATA_MS,
     )
     reader = KafkaReader(consumer, source, context)
     try:
@@ -118,7 +119,7 @@ class KafkaReader:
         self._consumer = consumer
         self._source = source
         self._context = context
-        self._codec = source.format.codec()
+        self._decoder = Decoder(source)
         self._is_manual = source.partitions is not None or source.group is None
         self._held = Holdings(context.name)
         self._faults = Faults()
@@ -132,9 +133,11 @@ class KafkaReader:
             is_member=not self._is_manual,
         )
         self._untold: set[TopicPartition] = set()  # begin at a position that is not committed
-        self._reached = _positions(context.resume)  # learned, whatever is committed
-        self._is_rewind = context.resume is not None and context.resume.is_rewind
+        resume = context.resume or Resume()
+        self._reached = by_driver(resume.positions)  # learned, whatever is committed
+        self._is_rewind = resume.is_rewind
         self._ends: Mapping[TopicPartition, int] | None = None
+        self._new_topics = NewTopics(consumer._client, source, is_manual=self._is_manual)
 
     def __repr__(self) -> str:
         return f"<KafkaReader {self._context.name}: {self._held!r}>"
@@ -149,6 +152,7 @@ class KafkaReader:
         while True:
             try:
                 self._check()
+                await self._take_new_topics()
                 await self._settle()
                 if self._is_at_end():
                     raise anyio.EndOfStream
@@ -157,7 +161,7 @@ class KafkaReader:
                 records = {part: found[part] for part in found if part in self._held.positions}
                 ends = await self._advance()
             except KafkaError as error:
-                if is_passing(error):
+                if is_passing(error) or self._is_between(error):
                     await anyio.sleep(RETRY)
                     continue
                 message = (
@@ -166,7 +170,7 @@ class KafkaReader:
                 )
                 raise ConnectorError(message) from error
             if ends:
-                return self._fetch(records, ends)
+                return self._decoder.decode(records, ends, self._held.partition)
 
     async def commit(self, positions: Mapping[Partition, int]) -> None:
         """Commit positions for the group, of partitions still owned in the same epoch.
@@ -201,11 +205,24 @@ class KafkaReader:
             return None
         behind = 0
         for part, position in self._held.positions.items():
-            newest: int | None = self._consumer.highwater(part)
+            newest = self._newest(part)
             if newest is None:
                 return None
             behind += max(0, newest - position)
         return behind
+
+    def _newest(self, part: TopicPartition) -> int | None:
+        """Return the end of a partition, as of the last answer of the broker."""
+        if part not in self._consumer.assignment():
+            return None  # topics that match have come up, and the group is about to share out anew
+        return self._consumer.highwater(part)  # type: ignore[no-any-return]
+
+    def _is_between(self, error: KafkaError) -> bool:
+        """Whether partitions are gone and not yet given up, as when topics come up that match.
+
+        What was received just now is left, and read again by whoever gets them.
+        """
+        return isinstance(error, IllegalStateError) and not self._is_manual
 
     def _check(self) -> None:
         """Raise what has failed in the background, or has been tried for too long.
@@ -223,16 +240,29 @@ class KafkaReader:
 
     async def _start(self, partitions: list[TopicPartition]) -> None:
         """Join the group and settle, so that what is written from now on is read."""
+        self._new_topics.begin(partitions)
         if self._is_manual:
             self._consumer.assign(partitions)
             self._held.assign(partitions)
         else:
-            self._consumer.subscribe(list(self._source.topics), listener=_Listener(self))
+            self._consumer.subscribe(
+                self._source.topics,
+                self._source.topic_pattern,
+                listener=Listener(self._revoke, self._assign),
+            )
         await start(self._consumer.start())
         if self._source.stop_at_end:
             self._ends = await self._consumer.end_offsets(partitions)
         await self._held.has_assignment.wait()  # the driver tells the listener a moment later
         await self._settle()
+
+    async def _take_new_topics(self) -> None:
+        held = self._held.assigned or frozenset()
+        if new := await self._new_topics.look(held):
+            self._consumer.assign([*held, *new])  # forgets where the others are
+            for part, position in self._held.positions.items():
+                self._consumer.seek(part, position)
+            self._held.assign(held | new)
 
     async def _settle(self) -> None:
         """Find out where newly assigned partitions begin, and go there.
@@ -259,28 +289,26 @@ class KafkaReader:
         for part, position in committed.items():
             if not (self._is_rewind and part in starts):
                 starts[part] = max(position, starts.get(part, 0))
-        unset = list(new - starts.keys())
-        starts.update(await self._edges(unset, self._start_edge()))
+        unset = new - starts.keys()
+        later = {part for part in unset if self._came_up(part)}
+        starts.update(await find_positions(self._consumer, [*later], "earliest"))
+        starts.update(await find_positions(self._consumer, [*unset - later], self._source.start))
         if epoch != self._held.epoch:
             return
         for part, position in starts.items():
             self._consumer.seek(part, position)
         self._held.settle(starts, committed)
-        if self._source.start == "latest" and (self._source.group or self._context.is_checkpointed):
+        is_kept = self._source.group is not None or self._context.is_checkpointed
+        if self._source.start != "earliest" and is_kept:
             # Kept even if nothing comes, for the next run or owner would begin at a later end.
             self._untold.update(unset)
 
-    def _start_edge(self) -> str:
-        """Return where partitions begin that nothing is known of."""
-        if self._context.resume is not None and self._is_manual:
-            return "earliest"  # they have come up since the checkpoint
-        return self._source.start
-
-    async def _edges(self, parts: list[TopicPartition], edge: str) -> Mapping[TopicPartition, int]:
-        """Return the first position of partitions (``earliest``), or that after the last."""
-        if edge == "earliest":
-            return await self._consumer.beginning_offsets(parts)  # type: ignore[no-any-return]
-        return await self._consumer.end_offsets(parts)  # type: ignore[no-any-return]
+    def _came_up(self, part: TopicPartition) -> bool:
+        """Whether a partition that nothing is known of has come up since reading began."""
+        has_resumed = self._context.resume is not None and self._is_manual
+        if self._source.start == "latest" and has_resumed:
+            return True  # since the checkpoint
+        return self._new_topics.is_new(part)
 
     async def _poll(self) -> Mapping[TopicPartition, list[ConsumerRecord]]:
         """Return the records at hand, none if none came for a moment."""
@@ -306,8 +334,8 @@ class KafkaReader:
             ConnectorError: It says nothing, or ``error``.
         """
         epoch = self._held.epoch
-        first = (await self._edges([part], "earliest"))[part]
-        end = (await self._edges([part], "latest"))[part]
+        first = (await find_positions(self._consumer, [part], "earliest"))[part]
+        end = (await find_positions(self._consumer, [part], "latest"))[part]
         if epoch != self._held.epoch:
             return
         found = (
@@ -342,14 +370,7 @@ class KafkaReader:
     def _is_read(self, part: TopicPartition, end: int) -> bool:
         """Whether all up to ``end`` has been read; a position beyond only counts if it exists."""
         position = self._held.positions.get(part, -1)
-        return position == end or end < position <= (self._consumer.highwater(part) or -1)
-
-    def _fetch(
-        self, data: Mapping[TopicPartition, list[ConsumerRecord]], ends: Mapping[Partition, int]
-    ) -> Fetch:
-        batch = to_batch(data, self._held.partition)
-        skipped = sum(map(len, data.values())) - len(batch)
-        return decode(self._codec, batch, ends, skipped=skipped)
+        return position == end or end < position <= (self._newest(part) or -1)
 
     async def _revoke(self) -> None:
         """Wait until all that was received is committed, or for too long; begin a new epoch."""
@@ -365,23 +386,7 @@ class KafkaReader:
         self._held.revoke()
         self._untold.clear()
 
-
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is not typed
-    """Hears of rebalances in a task of the driver, which waits for it, as do the other members."""
-
-    def __init__(self, reader: KafkaReader) -> None:
-        self._reader = reader
-
-    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Finish what is in flight and begin a new epoch."""
-        await self._reader._revoke()
-
-    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Have the partitions settled by the next `KafkaReader.receive`."""
-        self._reader._held.assign(assigned)
-
-
-def _positions(resume: Resume | None) -> dict[TopicPartition, int]:
-    """Return the positions of a checkpoint by the driver's names."""
-    found = resume.positions if resume is not None else {}
-    return {topic_partition(place): position for place, position in found.items()}
+    def _assign(self, assigned: Iterable[TopicPartition]) -> None:
+        """Have partitions settled by the next `receive`."""
+        self._held.assign(assigned)
+        self._commits.begin()

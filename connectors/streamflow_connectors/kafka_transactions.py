@@ -177,13 +177,13 @@ class ExactlyOnceWriter(KafkaWriter):
             "give the sink one input, and that a single way from the source"
         )
 
-    def _explained(self, error: BaseException) -> str:
+    def _explained(self, error: BaseException, topic: str = "") -> str:
         transaction = self._producer._txn_manager
         ending = transaction.wait_for_transaction_end()
         if isinstance(error, IllegalOperation) and ending.done():
             error = ending.exception() or error  # that is why it is illegal
         if not isinstance(error, ProducerFenced):
-            return super()._explained(error)
+            return super()._explained(error, topic)
         name = transaction.transactional_id
         return (
             f"{self._context.name}: expected to be the only instance with the transactional_id "

@@ -1,17 +1,15 @@
 """An open Kafka sink: whole batches handed to the driver, without a task or future per record.
 
-Each partition has a lane. One batch of a lane is under way to the broker while the next one fills,
-so batches grow by themselves when the broker is slower than the stream, and nothing lingers when
-it is not.
+Each partition has a lane; see `kafka_lanes`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from dataclasses import replace
+from itertools import repeat
 from typing import Any, TypeVar
 
 import anyio
@@ -21,8 +19,6 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     KafkaError,
     UnknownTopicOrPartitionError,
 )
-from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
-from aiokafka.producer.message_accumulator import BatchBuilder  # type: ignore[import-untyped]
 
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
@@ -40,12 +36,13 @@ from streamflow_connectors.kafka_connection import (
     unknown_topics,
 )
 from streamflow_connectors.kafka_faults import Faults
+from streamflow_connectors.kafka_lanes import Lane, Topic
+from streamflow_connectors.kafka_names import TopicNames
 from streamflow_connectors.kafka_records import encode_key, headers_bytes
+from streamflow_connectors.routes import FromField, keys, texts
 
 BATCH_BYTES = 256 * 2**10
 BUFFER_BYTES = 16 * 2**20  # written and not yet delivered; then writing waits
-REMEMBERED_KEYS = 2**16  # whose partition is not computed again
-
 
 W = TypeVar("W", bound="KafkaWriter")
 
@@ -96,7 +93,8 @@ async def connected_writer(
             await reach(producer.client, context, options)
             await start(producer.start())
             writer = await make(producer, faults, options)
-            await writer._find_topic(anyio.current_effective_deadline())
+            if isinstance(sink.topic, str):
+                await writer._find_topic(sink.topic, anyio.current_effective_deadline())
         yield writer
     finally:
         is_faulty = faults.retrying() is not None
@@ -106,7 +104,7 @@ async def connected_writer(
 
 
 class KafkaWriter:
-    """Writes to one topic; see `contracts.Writer`. What is not flushed may not arrive."""
+    """Writes to topics; see `contracts.Writer`. What is not flushed may not arrive."""
 
     def __init__(
         self, producer: AIOKafkaProducer, faults: Faults, sink: KafkaSink, context: Context
@@ -116,9 +114,9 @@ class KafkaWriter:
         self._sink = sink
         self._context = context
         self._codec = sink.format.codec()
-        self._lanes: list[_Lane] = []
-        self._turn = 0
-        self._partition_of: Callable[[bytes], int] = len
+        self._topics: dict[str, Topic] = {}
+        self._names = TopicNames(producer.client, faults, sink, context)
+        self._lanes: list[Lane] = []  # of all topics
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
         self._settled = anyio.Event()  # set, and replaced, when a delivery ends
@@ -136,13 +134,13 @@ class KafkaWriter:
         while sum(lane.waiting_bytes for lane in self._lanes) >= BUFFER_BYTES:
             await self._wait_for_delivery()
         self._check()
-        try:
-            await self._update_partitions()
-        except KafkaError as error:
-            raise ConnectorError(self._explained(error)) from error
         encoded = self._codec.encode(batch)
         good, unencoded = split_rejected(batch, encoded.causes)
-        causes = self._append(good, encoded.payloads)
+        try:
+            routed, topics, causes = await self._route(good)
+        except KafkaError as error:
+            raise ConnectorError(self._explained(error)) from error
+        self._append(routed, encoded.payloads, topics, causes)
         self._deliver()
         return _joined(batch, encoded.causes, causes) if causes else unencoded
 
@@ -177,52 +175,79 @@ class KafkaWriter:
         if self._failure is not None:
             raise ConnectorError(self._failure)
 
-    async def _find_topic(self, deadline: float) -> None:
-        """Wait for the topic; the broker may create it.
+    async def _find_topic(self, name: str, deadline: float) -> None:
+        """Wait for a topic; the broker may create it.
 
         Raises:
             ConnectorError: It did not appear shortly before the deadline.
         """
-        topic = self._sink.topic
         with anyio.move_on_after(max(0.1, 0.8 * (deadline - anyio.current_time()))) as scope:
             try:
-                await self._update_partitions()
+                await self._topic(name)
             except UnknownTopicOrPartitionError:
-                raise unknown_topics(self._context, [topic]) from None
+                raise unknown_topics(self._context, [name]) from None
         if scope.cancelled_caught:
-            raise unknown_topics(self._context, [topic])
+            raise unknown_topics(self._context, [name])
 
-    async def _update_partitions(self) -> None:
-        """Take note of the topic's partitions, of which there may have become more."""
-        count = len(await self._producer.partitions_for(self._sink.topic))
-        if count <= len(self._lanes):
-            return
-        self._lanes += [_Lane(number) for number in range(len(self._lanes), count)]
+    async def _topic(self, name: str) -> Topic:
+        """Return a topic that is there, with all its partitions, of which there may be more now."""
+        count = len(await self._producer.partitions_for(name))
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = Topic(name)
+        self._lanes += topic.grow(count)
+        return topic
 
-        @lru_cache(maxsize=REMEMBERED_KEYS)
-        def partition_of(key: bytes) -> int:
-            return (murmur2(key) & 0x7FFFFFFF) % count  # type: ignore[no-any-return]
+    async def _route(self, batch: Batch) -> tuple[Batch, Iterable[Topic | None], dict[int, str]]:
+        """Return the records with their keys, the topic of each, and the cause where it has none.
 
-        self._partition_of = partition_of
+        Raises:
+            KafkaError: No broker tells.
+        """
+        declared, causes = self._sink, dict[int, str]()
+        if declared.key is not None:
+            found, causes = keys(batch, declared.key.field)
+            batch = replace(batch, keys=found)
+        if not isinstance(declared.topic, FromField):
+            topic = await self._topic(declared.topic)
+            topic.turn()
+            return batch, repeat(topic, len(batch)), causes
+        names, unnamed = texts(batch, declared.topic.field, "the name of its topic")
+        wanted = {name for index, name in enumerate(names) if index not in unnamed}
+        unknown = await self._names.unknown(wanted)
+        topics = {name: await self._topic(name) for name in wanted - unknown.keys()}
+        for topic in topics.values():
+            topic.turn()
+        causes |= unnamed
+        for index, name in enumerate(names):
+            if index not in causes and name in unknown:
+                causes[index] = unknown[name]
+        return batch, [topics.get(name) for name in names], causes
 
-    def _append(self, batch: Batch, payloads: Sequence[bytes]) -> dict[int, str]:
-        """Put records into the lanes; return the cause for each that is too large."""
-        causes: dict[int, str] = {}
+    def _append(
+        self,
+        batch: Batch,
+        payloads: Sequence[bytes],
+        topics: Iterable[Topic | None],
+        causes: dict[int, str],
+    ) -> None:
+        """Put records into the lanes; add the cause for each that is too large."""
         empty: Sequence[None] = [None] * len(batch)
         no_headers: list[tuple[str, bytes]] = []
         limit = self._sink.max_request_size
         create = self._producer.create_batch
-        self._turn += 1
-        keyless = self._lanes[self._turn % len(self._lanes)]
-        for index, (payload, key, timestamp_ms, headers) in enumerate(
+        for index, (payload, key, timestamp_ms, headers, topic) in enumerate(
             zip(
                 payloads,
                 batch.keys or empty,
                 batch.timestamps_ms or empty,
                 batch.headers or empty,
+                topics,
                 strict=True,
             )
         ):
+            if topic is None or index in causes:
+                continue
             key_bytes = None if key is None else encode_key(key)
             size = len(payload)
             if key_bytes is not None:
@@ -234,11 +259,9 @@ class KafkaWriter:
                     f"expected at most {limit} bytes, found {size}; see max_request_size"
                 )
                 continue
-            lane = keyless if key_bytes is None else self._lanes[self._partition_of(key_bytes)]
-            lane.append(
+            topic.lane(key_bytes).append(
                 create, timestamp_ms, key_bytes, payload, list(headers) if headers else no_headers
             )
-        return causes
 
     def _deliver(self) -> None:
         """Start delivering the lanes that have records and are not being delivered."""
@@ -249,33 +272,35 @@ class KafkaWriter:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _deliver_lane(self, lane: _Lane) -> None:
+    async def _deliver_lane(self, lane: Lane) -> None:
         """Deliver a lane's batches one after another, until none is left or one has failed."""
-        topic = self._sink.topic
         try:
             while lane.builders and self._failure is None:
                 builder = lane.take()
                 with anyio.fail_after(self._sink.retry_for):
-                    sent = await self._producer.send_batch(builder, topic, partition=lane.partition)
+                    sent = await self._producer.send_batch(
+                        builder, lane.topic, partition=lane.partition
+                    )
                     await sent
                 lane.delivered += builder.record_count()
                 lane.waiting_bytes -= lane.taken_bytes
                 self._announce()
         except (KafkaError, IllegalOperation, ConnectorError, TimeoutError) as error:
-            self._fail(error)
+            self._fail(error, lane.topic)
         finally:
             lane.is_under_way = False
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException, topic: str = "") -> None:
         """Let all that is written or waited for from now on fail."""
-        self._failure = self._failure or self._explained(error)
+        self._failure = self._failure or self._explained(error, topic)
         self._announce()
 
-    def _explained(self, error: BaseException) -> str:
+    def _explained(self, error: BaseException, topic: str = "") -> str:
         if isinstance(error, TimeoutError):
             return str(gave_up(self._sink, self._context, self._faults))
         return (
-            f"{self._context.name}: expected the topic {self._sink.topic} to take records, "
+            f"{self._context.name}: expected the topic {topic or self._sink.topic} to take "
+            f"records, "
             f"found {describe(error)}; check the broker, the permissions and the topic's limits"
         )
 
@@ -293,75 +318,8 @@ class KafkaWriter:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-class _Lane:
-    """The records on their way to one partition, in order.
-
-    Attributes:
-        partition: Its number.
-        builders: Batches not yet handed to the driver; the last one is still filling.
-        written: How many records have been appended.
-        delivered: How many of them are stored.
-        waiting_bytes: How many bytes have been appended and not delivered.
-        taken_bytes: How many of them are under way.
-        is_under_way: Whether a task is delivering the lane.
-    """
-
-    __slots__ = (
-        "builders",
-        "delivered",
-        "is_under_way",
-        "partition",
-        "taken_bytes",
-        "waiting_bytes",
-        "written",
-    )
-
-    def __init__(self, partition: int) -> None:
-        self.partition = partition
-        self.builders: deque[BatchBuilder] = deque()
-        self.written = 0
-        self.delivered = 0
-        self.waiting_bytes = 0
-        self.taken_bytes = 0
-        self.is_under_way = False
-
-    def append(
-        self,
-        create: Callable[[], BatchBuilder],
-        timestamp_ms: int | None,
-        key: bytes | None,
-        payload: bytes,
-        headers: list[tuple[str, bytes]],
-    ) -> None:
-        """Add a record to the batch that is filling, or to a new one."""
-        taken = None
-        if self.builders:
-            taken = self.builders[-1].append(
-                timestamp=timestamp_ms, key=key, value=payload, headers=headers
-            )
-        if taken is None:
-            self.builders.append(create())
-            taken = self.builders[-1].append(  # the first always fits
-                timestamp=timestamp_ms, key=key, value=payload, headers=headers
-            )
-        self.written += 1
-        self.waiting_bytes += taken.size
-
-    def take(self) -> BatchBuilder:
-        """Close and return the oldest batch."""
-        builder = self.builders.popleft()
-        builder.close()
-        # What is left after this one is counted by itself; a header belongs to no record.
-        self.taken_bytes = builder.size() - HEADER_BYTES
-        return builder
-
-
-HEADER_BYTES = 61
-"""Bytes before the first record of a batch, in version 2 of Kafka's record format."""
-
-
-def _joined(batch: Batch, unencoded: Any, too_large: dict[int, str]) -> Rejected | None:
-    """Return all rejected records; ``too_large`` counts within those that could be encoded."""
+def _joined(batch: Batch, unencoded: Any, unsent: dict[int, str]) -> Rejected | None:
+    """Return all rejected records; ``unsent`` counts within those that could be encoded."""
     encoded = [index for index in range(len(batch)) if index not in unencoded]
-    causes = {**unencoded, **{encoded[index]: cause for index, cause in too_large.items()}}
+    causes = {**unencoded, **{encoded[index]: cause for index, cause in unsent.items()}}
     return split_rejected(batch, causes)[1]

@@ -64,7 +64,8 @@ class Entry:
         name: As in ``type: name``.
         summary: One line.
         details: The other paragraphs about it.
-        options: In the order of the declaration, those of all nodes of the kind last.
+        options: Those that are required, then the others in the order of the declaration, those of
+            all nodes of the kind last.
         missing: For each package that it lacks, what to do.
     """
 
@@ -113,7 +114,7 @@ def _options(declared: type[Declaration]) -> Iterator[Option]:
     properties: dict[str, Any] = schema.get("properties", {})
     shared = [name for name in Receiver.model_fields if name in properties]
     own = [name for name in properties if name not in ("type", *shared)]
-    for name in [*own, *shared]:
+    for name in [*sorted(own, key=lambda name: name not in required), *shared]:
         found = properties[name]
         text = "secret text" if name in secret else _type(found)
         default = None if name in required else _default(declared, name)
@@ -153,7 +154,7 @@ def _type(schema: dict[str, Any]) -> str:
         kinds = [_type(item) for item in several if item.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "$ref" in schema:
-        return REFERENCES[schema["$ref"].rpartition("/")[2]]
+        return REFERENCES.get(schema["$ref"].rpartition("/")[2], "mapping")
     kind, items = schema.get("type", ""), schema.get("items")
     if kind == "array" and items:
         return (

@@ -42,7 +42,8 @@ def test_describe_shows_every_option(tmp_path: Path) -> None:
     assert (source["kind"], sink["kind"]) == ("source", "sink")
     options = {option["name"]: option for option in source["options"]}
     assert options["topics"]["type"] == "list of text"
-    assert options["topics"]["default"] is None
+    assert options["topics"]["default"] == "[]"
+    assert options["bootstrap_servers"]["default"] is None
     assert options["password"]["type"] == "secret text"
     assert options["session_timeout"]["default"] == "10"
     shown = streamflow(tmp_path, "describe", "sink.kafka")

@@ -30,9 +30,9 @@ class Cluster:
     sasl_address: str = ""
     embedded: EmbeddedKafka | None = None
 
-    async def create_topic(self, partitions: int = 1) -> str:
-        """Create a topic of its own and return its name."""
-        name = f"test-{uuid4().hex}"
+    async def create_topic(self, partitions: int = 1, *, name: str = "") -> str:
+        """Create a topic, by default with a name of its own, and return its name."""
+        name = name or f"test-{uuid4().hex}"
         if self.embedded is not None:
             self.embedded.create_topic(name, partitions)
             return name

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from streamflow import Graph
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
@@ -66,12 +68,48 @@ def test_no_secret_is_shown() -> None:
         ({"ca_file": "ca.pem"}, "SSL or SASL_SSL with ca_file"),
         ({"topics": ()}, "topics"),
         ({"bootstrap_servers": 3}, "bootstrap_servers"),
-        ({"start": "middle"}, "start"),
+        (
+            {"start": "middle"},
+            "start: expected earliest, latest, or a time .*, found middle",
+        ),
+        ({"start": "2026-01-31T08:00:00"}, "a time with its offset from UTC, found 2026"),
+        ({"start": 10**15}, "found 1000000000000000; write a time as .*, or as seconds"),
+        ({"start": -1}, "start: .*, found -1"),
+        ({"start": True}, "start: .*, found True"),
+        ({"formats": {"t": "jsno"}}, "formats.t: expected a format, found .*; did you mean json"),
+        ({"formats": {"t": {"csv": {}}}}, "formats.t: expected the names of the columns"),
+        ({"formats": {"r": "raw"}}, "formats: expected names of the topics, found r; .*: t"),
+        (
+            {"topics": (), "pattern": "t+", "formats": {"r": "raw"}},
+            r"names that match t\+, found r",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(GraphError, match=expected):
         KafkaSource(**{"bootstrap_servers": "a:1", "topics": ("t",), **options})
+
+
+def test_a_time_to_start_at_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "graph.yaml"
+    for written in ("2026-01-31T08:00:00+02:00", "1767225600", "1767225600.5"):
+        path.write_text(
+            "name: g\n"
+            "sources:\n"
+            f"  a: {{type: kafka, bootstrap_servers: h:1, topics: [t], start: {written},\n"
+            "      formats: {t: {csv: {fields: [x]}}}}\n"
+            "sinks:\n"
+            "  out: {type: file, inputs: [a], path: o.jsonl}\n"
+        )
+        graph = Graph.from_yaml(path)
+        path.write_text(graph.to_yaml())
+        assert Graph.from_yaml(path) == graph
+    declared = graph.sources["a"]
+    assert isinstance(declared, KafkaSource)
+    assert declared.start == datetime(2026, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
+    assert declared.only_scalars is False
+    assert source(format={"csv": {"fields": ["x"]}}, formats={"t": "raw"}).only_scalars is False
+    assert source(format={"csv": {"fields": ["x"]}}).only_scalars is True
 
 
 @pytest.mark.parametrize(

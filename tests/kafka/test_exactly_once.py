@@ -68,6 +68,10 @@ def test_at_least_once_takes_any_graph() -> None:
         ({"a": ListSource(values=())}, "a source of type kafka, found a of another type"),
         ({"a": source(group=None)}, "a group that stores the positions, found none in a"),
         ({"a": source(partitions=None)}, "a source that names its partitions"),
+        (
+            {"a": source(topics=(), pattern="t.*")},
+            "names its topics, found the pattern t.* in a",
+        ),
         ({"a": source("b:1")}, "on the same cluster, found b:1 and a:1"),
     ],
 )

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from streamflow.contracts import Context, Fetch, Reader
 from streamflow.errors import ConnectorError
-from streamflow.records import Partition
+from streamflow.records import Batch, Partition
 from streamflow_connectors.kafka import KafkaSource
 from streamflow_connectors.kafka_reader import KafkaReader
 from streamflow_connectors.kafka_records import decode_key
@@ -331,3 +331,67 @@ async def test_what_is_consumed_here_is_what_was_produced(cluster: Cluster) -> N
     topic = await cluster.create_topic()
     await produce(cluster.address, topic, [b"1"])
     assert [record.value for record in await consume(cluster.address, topic, 1)] == [b"1"]
+
+
+async def test_reading_begins_at_a_time(cluster: Cluster, real_broker: str) -> None:
+    topic = await cluster.create_topic(2)
+    for second in (1000, 2000, 3000):
+        await produce(real_broker, topic, [b"%d" % second], timestamp_ms=1000 * second)
+    for start, expected in [
+        (2000, [2000, 3000]),
+        (1999.0005, [2000, 3000]),
+        ("2000.0001", [3000]),
+        ("1970-01-01T00:33:20Z", [2000, 3000]),
+        ("1970-01-01T02:33:20.001+02:00", [3000]),
+        (4000, []),
+    ]:
+        assert await read_values(source(real_broker, topic, start=start)) == expected
+
+
+async def test_where_no_record_is_late_enough_the_position_is_kept(
+    cluster: Cluster, real_broker: str
+) -> None:
+    topic, group = await cluster.create_topic(), uuid4().hex
+    await produce(real_broker, topic, [b"1"], timestamp_ms=1_000_000)
+    declared = source(real_broker, topic, start=2000, stop_at_end=False, group=group)
+    async with declared.open(CONTEXT) as reader:
+        await reader.commit((await reader.receive()).ends)
+    assert await committed(real_broker, group, topic) == 1
+
+
+async def test_each_topic_has_its_format(cluster: Cluster) -> None:
+    topics = [await cluster.create_topic() for _ in range(3)]
+    payloads = [[b'{"n": 1}', b"no"], [b"2", b"3,4", b"5"], [b"7", b'"']]
+    for topic, written in zip(topics, payloads, strict=True):
+        await produce(cluster.address, topic, [*written])
+    declared = source(
+        cluster.address,
+        topics[0],
+        topics=topics,
+        formats={topics[1]: {"csv": {"fields": ["n"]}}, topics[2]: "raw"},
+    )
+    values: dict[Any, list[Any]] = {}
+    rejected: list[tuple[bytes, int]] = []
+    async with declared.open(CONTEXT) as reader:
+        for fetch in await read_all(reader):
+            for record in fetch.batch.records():
+                assert record.position is not None
+                values.setdefault(record.position["topic"], []).append(record.value)
+            if fetch.rejected:
+                rejected += zip(
+                    fetch.rejected.batch.originals or (), fetch.rejected.indices, strict=True
+                )
+                assert max(fetch.rejected.indices) < fetch.num_records
+    assert values == {
+        topics[0]: [{"n": 1}],
+        topics[1]: [{"n": 2}, {"n": 5}],
+        topics[2]: [b"7", b'"'],
+    }
+    assert sorted(original for original, _ in rejected) == [b"3,4", b"no"]
+    for topic, payload, value in (
+        ("", b"1", 1),
+        (topics[1], b"1", {"n": 1}),
+        (topics[2], b"1", b"1"),
+    ):
+        codec = declared.decoder(CONTEXT.folder, {"topic": topic})
+        assert Batch(codec.decode([payload]).values, [Partition("in")], [0]).rows() == [value]
