@@ -38,8 +38,8 @@ DurationField: TypeAlias = Annotated[
 ]
 """A field that holds seconds, zero or more."""
 
-SpanField: TypeAlias = Annotated[DurationField, Field(gt=0)]
-"""A field that holds seconds, more than zero."""
+SpanField: TypeAlias = Annotated[DurationField, Field(ge=0.001)]
+"""A field that holds seconds, a thousandth at least."""
 
 
 def milliseconds(seconds: float) -> int:

@@ -116,33 +116,34 @@ class States(Generic[S]):
         """Yield what is remembered, of the key not seen for longest first."""
         return (state for state, _ in self._entries.values())
 
-    def advance(self, time_ms: int) -> list[S]:
-        """Turn the clock to the time of a record; return what is remembered no longer."""
+    def items(self) -> Iterator[tuple[Hashable, S]]:
+        """Yield each key with what is remembered of it, the one not seen for longest first."""
+        return ((key, state) for key, (state, _) in self._entries.items())
+
+    def advance(self, time_ms: int) -> None:
+        """Turn the clock to the time of a record, and forget what is too old by then."""
         if self.clock is not None and time_ms <= self.clock:
-            return []
+            return
         self.clock = time_ms
-        expired: list[S] = []
         while self._ttl_ms is not None and self._entries:
-            key, (state, seen) = next(iter(self._entries.items()))
+            key, (_, seen) = next(iter(self._entries.items()))
             if seen + self._ttl_ms >= time_ms:
                 break
             del self._entries[key]
-            expired.append(state)
-        return expired
 
     def get(self, key: Hashable) -> S | None:
         """Return what is remembered of a key, if anything is."""
         entry = self._entries.get(key)
         return None if entry is None else entry[0]
 
-    def put(self, key: Hashable, state: S) -> list[S]:
+    def put(self, key: Hashable, state: S) -> list[tuple[Hashable, S]]:
         """Remember this of a key, which is now seen; return what there is no room for any more."""
         self._entries[key] = state, self.clock or 0
         self._entries.move_to_end(key)
         given_up = []
         while len(self._entries) > self._max_keys:
-            _, (oldest, _) = self._entries.popitem(last=False)
-            given_up.append(oldest)
+            oldest, (lost, _) = self._entries.popitem(last=False)
+            given_up.append((oldest, lost))
         self.num_given_up += len(given_up)
         return given_up
 
@@ -216,11 +217,8 @@ class KeyedStep(Step, Generic[S]):
             if index in causes:
                 continue
             if self._has_times:
-                self._expired(self._states.advance(time_ms))
+                self._states.advance(time_ms)
             yield index, key, time_ms
-
-    def _expired(self, states: list[S]) -> None:
-        """Take note of what is remembered no longer."""
 
 
 class PassingStep(KeyedStep[S]):
