@@ -62,6 +62,12 @@ def test_the_package_knows_no_connectors() -> None:
     assert not {pair for pair in imported("streamflow") if within(pair[1], "streamflow_connectors")}
 
 
+def test_only_the_command_line_knows_the_bench() -> None:
+    found = {module for module, name in imported("streamflow") if within(name, "streamflow.bench")}
+    assert found
+    assert all(within(module, "streamflow.bench", "streamflow.cli") for module in found)
+
+
 @pytest.mark.parametrize("noun", ["records", "nodes", "graph", "errors", "codecs"])
 def test_nouns_import_neither_torch_nor_an_event_loop(noun: str) -> None:
     found = imported(f"streamflow.{noun}", anywhere=False)

@@ -235,12 +235,12 @@ def plan(
     Example: streamflow plan graph.yaml --set models.direction.stages=auto
     """
     from streamflow.cli.checking import read_or_explain
-    from streamflow.cli.planning import parsed_shape, plan_graph
+    from streamflow.cli.planning import ArgumentError, parsed_shape, plan_graph
 
     try:
-        sizes = None if shape is None else parsed_shape(shape)
-    except ValueError:
-        sys.stderr.write(f"--shape: expected sizes like 3,32,32, got {shape}; correct it\n")
+        sizes = parsed_shape(shape)
+    except ArgumentError as error:
+        sys.stderr.write(f"{error}\n")
         return exit_codes.USAGE
     graph = read_or_explain(file, overrides, deep=True, as_json=as_json)
     if graph is None:
@@ -251,6 +251,18 @@ def plan(
 app.command(checkpoint)
 
 
+app.command(
+    "streamflow.cli.benching:bench",
+    name="bench",
+    help="""Measure how fast models learn on this machine, in every way they can be run.
+
+The plain loop of PyTorch, eager and compiled learning, each executor and number of stages learn
+random samples in turn, each in a process of its own: samples per second while samples wait, with
+ratios to the faster loop, the seconds of a single sample, and memory. Opens no source and no sink.
+
+Example: streamflow bench graph.yaml
+""",
+)
 app.command("streamflow.cli.dead_letters:app", name="dlq", help="Dead letters: list, show, replay.")
 
 

@@ -47,7 +47,8 @@ def plan_graph(
     plans: dict[str, Plan] = {}
     where, failure, code = "", None, 0
     try:
-        for name in _chosen(graph, model, needs_one=svg is not None or shape is not None):
+        alone = [*(["--shape"] if shape else []), *(["--svg"] if svg else [])]
+        for name in chosen_models(graph, model, alone):
             where = f"{name}: "
             plans[name] = _plan(graph.models[name], graph.folder, shape)
             if svg is not None:
@@ -62,20 +63,35 @@ def plan_graph(
     return code
 
 
-def parsed_shape(text: str) -> tuple[int, ...]:
+def parsed_shape(text: str | None) -> tuple[int, ...] | None:
     """Return the shape that is written ``3,32,32``.
 
     Raises:
-        ValueError: It is none.
+        ArgumentError: It is none.
     """
-    sizes = tuple(map(int, text.split(",")))
+    if text is None:
+        return None
+    try:
+        sizes = tuple(map(int, text.split(",")))
+    except ValueError:
+        sizes = (0,)
     if min(sizes) < 1:
-        message = f"expected sizes from 1, got {text}"
-        raise ValueError(message)
+        message = f"--shape: expected sizes like 3,32,32, got {text}; correct it"
+        raise ArgumentError(message)
     return sizes
 
 
-def _chosen(graph: Graph, model: str | None, *, needs_one: bool) -> list[str]:
+def chosen_models(graph: Graph, model: str | None, alone: Sequence[str]) -> list[str]:
+    """Return the names of the models that a command is about.
+
+    Args:
+        graph: The graph.
+        model: The only one that is asked for.
+        alone: Options that were given and mean one model.
+
+    Raises:
+        ArgumentError: There is no such model, or there are several.
+    """
     names = list(graph.models)
     if model is not None:
         if model not in names:
@@ -85,8 +101,8 @@ def _chosen(graph: Graph, model: str | None, *, needs_one: bool) -> list[str]:
     if not names:
         message = "expected a graph with a model, got none; declare one under models"
         raise ArgumentError(message)
-    if needs_one and len(names) > 1:
-        message = f"expected one model for --shape and --svg, got {len(names)}; add --model"
+    if alone and len(names) > 1:
+        message = f"expected one model for {' and '.join(alone)}, got {len(names)}; add --model"
         raise ArgumentError(message)
     return names
 

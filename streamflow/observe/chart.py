@@ -1,4 +1,4 @@
-"""Curves as a picture, in a file or in the terminal; both need the extra ``demo``."""
+"""Curves and bars as a picture, in a file or in the terminal; both need the extra ``demo``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def line_chart(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    require({"matplotlib": "streamflow[demo]"}, where="chart")
+    require_pictures()
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and picks a window
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -49,6 +49,42 @@ def line_chart(
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
+
+
+def bar_chart(
+    path: str | Path, values: Mapping[str, float], *, title: str = "", label: str = ""
+) -> None:
+    """Draw a bar for each value into a picture file, whose format its suffix names.
+
+    Args:
+        path: The file; it is replaced.
+        values: Lengths by name, the first on top.
+        title: Stands above.
+        label: Names the axis.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_pictures()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(values)), layout="constrained")
+    axes: Any = figure.add_subplot()
+    drawn = axes.barh(list(values), list(values.values()))
+    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=label)
+    axes.margins(x=0.1)
+    figure.savefig(path, dpi=150)
+
+
+def require_pictures() -> None:
+    """Raise unless pictures can be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require({"matplotlib": "streamflow[demo]"}, where="chart")
 
 
 def terminal_chart(

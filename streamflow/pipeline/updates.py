@@ -41,7 +41,7 @@ class Updates:
         self.declared_groups: list[dict[str, Any]] = []
         self.declared_schedule: dict[str, Any] = {}
         if factory is not None and parameters:
-            self.optimizer = factory(_groups(parameters, options))
+            self.optimizer = factory(parameter_groups(parameters, options))
             self.declared_groups = [settings_of(group) for group in self.optimizer.param_groups]
             if options.scheduler is not None:
                 self.scheduler = options.scheduler(self.optimizer)
@@ -128,7 +128,7 @@ def norm_factor(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
 
 
-def _groups(parameters: dict[str, nn.Parameter], options: Options) -> list[Any]:
+def parameter_groups(parameters: dict[str, nn.Parameter], options: Options) -> list[Any]:
     """Give every parameter the settings of the first pattern that its name matches."""
     if not options.groups:
         return list(parameters.values())

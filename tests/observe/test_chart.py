@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from streamflow.observe.chart import Lines, line_chart, terminal_chart
+from streamflow.observe.chart import Lines, bar_chart, line_chart, terminal_chart
 
 PLACES = [10, 20, 30, 40]
 LINES: Lines = {"model": [None, 0.5, 0.7, 0.9], "no_change": [0.4, None, 0.4, 0.5]}
@@ -27,6 +27,23 @@ def test_a_picture_has_all_texts_and_curves(tmp_path: Path) -> None:
         line_chart(path, PLACES, LINES, title="Elec2", x_label="samples", y_label="accuracy")
     texts = {element.text for element in ElementTree.parse(path).iter() if element.text}
     assert {"Elec2", "samples", "accuracy", "model", "no_change"} <= texts
+
+
+def test_bars_are_as_long_as_their_values(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    path = tmp_path / "ratios.svg"
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        bar_chart(path, {"loop": 1.0, "compiled": 4.0}, title="price", label="ratio")
+    tree = ElementTree.parse(path)
+    texts = {element.text for element in tree.iter() if element.text}
+    assert {"price", "ratio", "loop", "compiled", "1.00", "4.00"} <= texts
+    drawn = [element.get("d", "") for element in tree.iter() if element.get("clip-path")]
+    widths = []
+    for path_data in drawn:
+        places = [float(part) for part in path_data.split() if part not in "MLz"][::2]
+        widths.append(max(places) - min(places))
+    assert widths[1] == pytest.approx(4 * widths[0])
 
 
 def test_a_picture_of_nothing_yet(tmp_path: Path) -> None:
