@@ -222,7 +222,12 @@ class Coordinator:
         return f"<Coordinator: {self.taken} checkpoints taken, {self.failed} failed>"
 
     async def run(self) -> None:
-        """Take checkpoints when they are due, and the last one when all nodes have finished."""
+        """Take checkpoints when they are due, and the last one when all nodes have finished.
+
+        Raises:
+            CheckpointError: The last one cannot be written: what came since the one before is not
+                kept, which a run that ends must not hide.
+        """
         await self._begin()
         async with anyio.create_task_group() as writers:
             while self._unfinished:
@@ -232,6 +237,8 @@ class Coordinator:
         await self._idle.acquire()
         await self._save(*await self._collect())
         self._over.set()
+        if self.failure is not None:
+            raise CheckpointError(self.failure)
 
     def suspend(self) -> None:
         """Say that the run stops, to go on later."""
@@ -324,7 +331,7 @@ class Coordinator:
     async def _save(
         self, snapshot: Snapshot, commits: Sequence[Callable[[], Awaitable[None]]]
     ) -> None:
-        """Write a snapshot, then commit; a run goes on without a checkpoint that fails."""
+        """Write a snapshot, then commit; if that fails it is counted."""
         try:
             if await self._is_written(self._write, snapshot):
                 self.taken += 1
@@ -340,7 +347,8 @@ class Coordinator:
         except CheckpointError as error:
             self.failed += 1
             self.failure = str(error)
-            logger.error("%s; the run goes on, and so does the last good checkpoint", error)
+            if self._unfinished:
+                logger.error("%s; the run goes on, and so does the last good checkpoint", error)
             return False
         self.failure = None
         self.safe_since = time.monotonic()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import anyio
@@ -21,14 +22,15 @@ from streamflow.errors import CheckpointError, StreamflowError
 from streamflow.graph import Graph
 from streamflow.nodes import Operator
 from streamflow.operators.step import Step
-from streamflow.records import Batch, Partition, split_rejected
+from streamflow.records import Batch, Partition, concatenate, split_rejected
 from streamflow.runtime.run import Run, opened_run
 from streamflow.runtime.starting import Checkpointing
-from streamflow.runtime.waiting import load_batch
+from streamflow.runtime.waiting import load_batch, save_batch
 from streamflow.testing import Gate, ListSink, ListSource
 
 PLENTY = 20
 OUTPUTS = ("even", "odd")
+DOES = ("filter", "flat map", "reject", "hold", "window", "pass", "route")
 FAULTS = ("source", "operator", "sink", "flush", "checkpoint", "abort", "stop")
 
 
@@ -106,7 +108,7 @@ class Commits(list[dict[Partition, int]]):
 
 
 class Turn(Operator):
-    """Filters, multiplies, rejects, routes, or takes in the first records and no more."""
+    """Filters, multiplies, rejects, routes, keeps the first records, or waits for three."""
 
     type: Literal["turn"] = "turn"
     does: str
@@ -134,9 +136,12 @@ class TurnStep(Step):
     def __init__(self, operator: Turn) -> None:
         self._operator = operator
         self._held = 0
+        self._window: Batch | None = None
 
     def process(self, batch: Batch) -> Processed:
         turn, causes, kept = self._operator, {}, []
+        if turn.does == "window":
+            return self._wait_for_three(batch)
         for index, number in enumerate(batch.rows()):
             turn.watch.handled(turn.name, number)
             if number == turn.error_at:
@@ -154,11 +159,27 @@ class TurnStep(Step):
         outputs = [OUTPUTS[number % 2] for number in batch.rows()]
         return Processed(batch or None, rejected, outputs if turn.does == "route" else None)
 
+    def _wait_for_three(self, batch: Batch) -> Processed:
+        for number in batch.rows():
+            self._operator.watch.handled(self._operator.name, number)
+        waiting = batch if self._window is None else concatenate([self._window, batch])
+        whole = len(waiting) - len(waiting) % 3
+        rest = waiting.slice(whole, len(waiting))
+        self._window = rest or None
+        self._operator.watch.held |= set(rest.rows())
+        return Processed(waiting.slice(0, whole) or None)
+
+    def end(self) -> Processed:
+        return Processed(self._window)  # which stays, for nobody may ask for more after the end
+
     def state(self) -> dict[str, Any]:
-        return {"held": self._held}
+        return {"held": self._held, "window": self._window and save_batch(self._window)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._held = state["held"]
+        if state["window"] is not None:
+            self._window = load_batch(state["window"])
+            self._operator.watch.held |= set(self._window.rows())
 
 
 class Slow(Gate):
@@ -198,7 +219,7 @@ def plans(draw: st.DrawFn) -> Plan:
     origins = [{source} for source in range(nodes)]
     for _ in range(draw(st.integers(1, 4))):
         inputs = draw(st.sets(st.integers(0, nodes - 1), min_size=1, max_size=2))
-        does = draw(st.sampled_from(["filter", "flat map", "reject", "hold", "pass", "route"]))
+        does = draw(st.sampled_from(DOES))
         merge = draw(st.sampled_from(["arrival", "round_robin"]))
         origins.append(set().union(*(origins[sender] for sender in inputs)))
         is_routed = any(
@@ -250,6 +271,20 @@ def inputs_of(plan: Plan, senders: tuple[int, ...]) -> tuple[str, ...]:
     )
 
 
+def refused(watch: Watch, name: str, number: int) -> str | None:
+    """Return why a sink cannot write a record, if so."""
+    watch.handled(name, number)
+    return None if is_writable(number) else "expected another number"
+
+
+def is_writable(number: int) -> bool:
+    return number % 11 != 4
+
+
+def watch_letter(watch: Watch, letter: dict[str, Any]) -> None:
+    watch.handled("dead_letter", number_of(letter))
+
+
 def graph_of(
     plan: Plan, numbers: list[list[int]], watch: Watch, fault: tuple[str, int, int] | None
 ) -> Graph:
@@ -287,7 +322,7 @@ def graph_of(
         watch.sinks[index] = sink.model_copy(
             update={
                 "inputs": inputs_of(plan, inputs),
-                "reject": lambda value, name=f"out{index}": watch.handled(name, value),
+                "reject": partial(refused, watch, f"out{index}"),
                 "fail_after": limit if which == "sink" and is_faulty else None,
                 "gate": Slow(plan.delays[2 + index]),
                 "flush_gate": Slow(plan.delays[-1 - index]),
@@ -295,7 +330,8 @@ def graph_of(
             }
         )
     outs = watch.sinks[: len(plan.outs)]
-    watch.sinks[-1] = watch.sinks[-1].model_copy(update={"gate": Slow(plan.delays[2])})
+    letters = {"gate": Slow(plan.delays[2]), "reject": partial(watch_letter, watch)}
+    watch.sinks[-1] = watch.sinks[-1].model_copy(update=letters)
     settings: dict[str, Any] = {"path": "nowhere", "every": plan.every} if plan.every else {}
     return Graph(
         name="random",
@@ -345,12 +381,21 @@ async def run_once(
 
 
 def expected(plan: Plan, numbers: list[list[int]]) -> list[Counter[int]]:
-    """Return what each sink is to get, where nothing is dropped or held."""
+    """Return what each sink is to get, the letters' last, where nothing is dropped or kept."""
     nodes = [Counter(own) for own in numbers]
+    letters: Counter[int] = Counter()
     for does, inputs, _, _ in plan.operators:
         got: Counter[int] = sum((nodes[sender] for sender in inputs), Counter())
         nodes.append(Counter({n: count * copies(does, n) for n, count in got.items()}))
-    return [+sum((nodes[sender] for sender in inputs), Counter()) for inputs in plan.outs]
+        letters += Counter(
+            {n: count for n, count in got.items() if does == "reject" and n % 5 == 0}
+        )
+    outs: list[Counter[int]] = []
+    for inputs in plan.outs:
+        got = sum((nodes[sender] for sender in inputs), Counter())
+        outs.append(+Counter({n: count for n, count in got.items() if is_writable(n)}))
+        letters += Counter({n: count for n, count in got.items() if not is_writable(n)})
+    return [*outs, letters if plan.has_letters else Counter()]
 
 
 @given(plans())
@@ -385,7 +430,8 @@ def test_nothing_is_committed_before_it_is_finished_and_all_is_in_the_end(plan: 
                 done |= set(own[first :: 2 if place else 1][:position])
     assert done == {number for own in all_numbers for number in own}
     policies = {overflow for _, _, _, overflow in plan.operators}
-    if policies == {"block"} and "hold" not in {does for does, _, _, _ in plan.operators}:
-        found = [Counter(sink.probe.values) for sink in sinks[:-1]]
+    keeping = {"hold"} if plan.every else {"hold", "window"}  # and a crash takes it
+    if policies == {"block"} and keeping.isdisjoint(does for does, _, _, _ in plan.operators):
+        found = [Counter(map(number_of, sink.probe.values)) for sink in sinks]
         for got, wanted in zip(found, expected(plan, all_numbers), strict=True):
             assert got == wanted if plan.every else got >= wanted

@@ -202,6 +202,24 @@ async def test_a_stopped_run_takes_a_last_checkpoint_and_goes_on_later() -> None
     assert out.probe.values == [sum(range(n + 1)) for n in range(30)]
 
 
+async def test_a_last_checkpoint_that_fails_fails_the_run() -> None:
+    graph = summing(10)
+    source = graph.sources["in"]
+    assert isinstance(source, ListSource)
+
+    def write(snapshot: Snapshot) -> None:
+        if snapshot.records["in"] == 10:
+            message = "expected room, found a full disk"
+            raise CheckpointError(message)
+
+    with anyio.fail_after(20):
+        async with opened_run(graph, Checkpointing(None, False, write)) as run:
+            with pytest.raises(CheckpointError, match="found a full disk"):
+                await run.wait()
+    assert probe(graph).num_delivered == 10
+    assert source.probe.committed == {Partition("in"): 8}
+
+
 async def test_a_checkpoint_that_fails_is_counted_and_the_run_goes_on() -> None:
     graph = summing()
     source = graph.sources["in"]
@@ -467,3 +485,28 @@ def test_cutting_a_fetch_keeps_places_and_ends() -> None:
     assert (tail.rejected.batch.rows(), list(tail.rejected.indices)) == ([4], [0])
     assert tail.ends == fetch.ends
     assert (head.skipped, tail.skipped) == (2, 0)
+
+
+async def test_a_stop_is_no_end_of_the_stream() -> None:
+    gate, out = Gate(), ListSink(inputs=("totals",))
+    source = ListSource(values=tuple(range(30)), batch_size=5, gate=gate, stays_open=True)
+    ended = source.model_copy(update={"stays_open": False})
+    stopped, later = (
+        Graph(
+            name="totals",
+            checkpoint={"path": "nowhere", "every": "1h"},
+            sources={"in": read},
+            operators={"totals": Totals(inputs=("in",))},
+            sinks={"out": out},
+        )
+        for read in (source, ended)
+    )
+    taken: list[Snapshot] = []
+    with anyio.fail_after(20):
+        async with opened_run(stopped, Checkpointing(None, False, taken.append)) as run:
+            while run.stats().nodes["totals"].received < 10:
+                await anyio.lowlevel.checkpoint()
+            await run.stop()
+    assert out.probe.values == []
+    await run_to_end(later, taken[-1])
+    assert out.probe.values == [sum(range(30))]
