@@ -10,7 +10,7 @@ flushed, rejected to the dead letters, or left out by an operator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -175,6 +175,19 @@ class Writer(Protocol):
         """Return what a later run needs to cut the output back to what is flushed by now.
 
         Plain data; empty where the sink cannot. Called after `flush`, while nothing is written.
+        """
+        ...
+
+
+@runtime_checkable
+class Publishing(Protocol):
+    """A writer that shows what it has written only once a checkpoint holds it."""
+
+    def publication(self) -> Callable[[], Awaitable[None]]:
+        """Return what shows all that is finished by now.
+
+        Asked for right after `Writer.mark`; called when the checkpoint with that mark is safe, or
+        never. Records may be written meanwhile.
         """
         ...
 

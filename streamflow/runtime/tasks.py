@@ -18,7 +18,16 @@ import anyio.lowlevel
 from anyio import CapacityLimiter, to_thread
 
 from streamflow.checkpoints import Snapshot
-from streamflow.contracts import Context, Fetch, Processor, Reader, Reporting, Retrying, Writer
+from streamflow.contracts import (
+    Context,
+    Fetch,
+    Processor,
+    Publishing,
+    Reader,
+    Reporting,
+    Retrying,
+    Writer,
+)
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Operator, Sink, Source
 from streamflow.records import Batch, Partition, Rejected
@@ -394,6 +403,12 @@ class SinkTask(NodeTask):
         """Return the mark of the sink."""
         assert self.writer is not None
         return Snapshot(states=self._waiting(), marks={self.name: await self.writer.mark()})
+
+    def take_commit(self) -> Callable[[], Awaitable[None]]:
+        """Return what shows the output that the checkpoint holds."""
+        if isinstance(self.writer, Publishing):
+            return self.writer.publication()
+        return super().take_commit()
 
     async def _write(self, writer: Writer, parcel: Parcel) -> None:
         count = len(parcel.batch)

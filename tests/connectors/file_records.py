@@ -44,10 +44,11 @@ def pack(path: str, data: bytes) -> bytes:
 def unpacked(path: Path) -> bytes:
     """Return what a file holds, whose last member may not be ended yet."""
     data, content = path.read_bytes(), b""
-    if path.suffix not in (".gz", ".zst"):
+    suffix = Path(path.name.removesuffix(".part")).suffix
+    if suffix not in (".gz", ".zst"):
         return data
     while data:
-        member: Any = zstd.ZstdDecompressor() if path.suffix == ".zst" else None
+        member: Any = zstd.ZstdDecompressor() if suffix == ".zst" else None
         member = member or zlib.decompressobj(wbits=31)
         content += member.decompress(data)
         data = member.unused_data

@@ -1,6 +1,8 @@
 """Every connector against `streamflow.contracts`, and the checks themselves."""
 
+import json
 import os
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -140,6 +142,37 @@ async def test_a_file_sink_that_is_cut_back(tmp_path: Path, suffix: str) -> None
         return await read_file(path, tmp_path)
 
     await check_cut_back_sink(lambda: FileSink(path=path), read_back, VALUES, folder=tmp_path)
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "rotated": {"path": "out.jsonl", "rotate": {"size": 10_000}},
+    "rotated and packed": {"path": "out.jsonl.gz", "rotate": {"size": "20kB", "every": "1h"}},
+    "whole": {"path": "out.jsonl.zst", "atomic": True},
+    "rotated and whole": {"path": "out.jsonl", "rotate": {"size": 10_000}, "atomic": True},
+    "partitioned": {"path": "out.jsonl", "partition_by": "kind"},
+    "all": {
+        "path": "out.jsonl.zst",
+        "partition_by": "kind",
+        "rotate": {"size": 10_000},
+        "atomic": True,
+    },
+}
+
+
+def read_all(folder: Path) -> list[Any]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [json.loads(line) for path in paths for line in unpacked(path).splitlines()]
+
+
+@pytest.mark.parametrize("options", PARTS.values(), ids=PARTS)
+async def test_a_file_sink_of_several_files(tmp_path: Path, options: dict[str, Any]) -> None:
+    async def read_back() -> list[Any]:
+        return read_all(tmp_path)
+
+    values = [{**value, "kind": "even"} for value in VALUES]
+    await check_sink(lambda: FileSink(**options), read_back, values, bad=BAD, folder=tmp_path)
+    shutil.rmtree(tmp_path)
+    await check_cut_back_sink(lambda: FileSink(**options), read_back, values, folder=tmp_path)
 
 
 async def test_a_pipe_as_a_source(tmp_path: Path) -> None:

@@ -29,6 +29,21 @@ logger = logging.getLogger("streamflow.file")
 _CHUNK_BYTES: Final = 2**16
 
 
+def mark_of(path: str, context: Context) -> Mapping[str, Any] | None:
+    """Return the mark of a sink that writes to ``path``; None if there is none."""
+    mark = context.resume.mark if context.resume else None
+    return mark if mark and mark["path"] == path else None
+
+
+def other_files(context: Context) -> ConnectorError:
+    """Return what to raise when a checkpoint is of a sink that called its files otherwise."""
+    message = (
+        f"{context.name}: expected rotate, partition_by and atomic as in the checkpoint, found "
+        f"others, so that it cannot be told where to go on; undo the change, or give another path"
+    )
+    return ConnectorError(message)
+
+
 def cut_back(path: Path, mark: Mapping[str, Any], context: Context) -> None:
     """Cut the file at ``path`` back to its mark, safely on disk.
 

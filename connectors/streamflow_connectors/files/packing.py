@@ -15,6 +15,9 @@ from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Final, Protocol
 
+UNFINISHED: Final = ".part"
+"""What the name of a file ends in that is not to be taken for a whole one."""
+
 _PIECE_BYTES: Final = 2**16
 _GZIP: Final = 31
 """What tells zlib to read and write the header and the checksum of gzip."""
@@ -75,7 +78,7 @@ def requires(path: str) -> dict[str, str]:
 
 def packing_of(path: str | PurePath) -> Packing | None:
     """Return how a file is packed, as its suffix says; None if it is not."""
-    make = _PACKINGS.get(PurePath(path).suffix)
+    make = _PACKINGS.get(PurePath(str(path).removesuffix(UNFINISHED)).suffix)
     return make() if make else None
 
 

@@ -5,20 +5,48 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from os.path import normpath
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+import anyio
 from anyio import to_thread
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamflow.contracts import Context, Writer
-from streamflow.errors import ConnectorError, Problem
-from streamflow.nodes import Sink, Source
+from streamflow.durations import SpanField
+from streamflow.errors import ConnectorError, GraphError, Problem
+from streamflow.nodes import Declaration, Sink, Source
 from streamflow.plugins import require
+from streamflow.sizes import SizeField
+from streamflow_connectors.files.encoding import cannot_write
+from streamflow_connectors.files.layout import Layout
 from streamflow_connectors.files.options import FileOptions
+from streamflow_connectors.files.parts import Parts
+from streamflow_connectors.files.parts_writer import PartsWriter, opened_parts
 from streamflow_connectors.files.source import FileSource
 from streamflow_connectors.files.writer import FileWriter, open_writer
+
+_OF_PARTS: Final = ("rotate", "partition_by", "atomic")
+
+
+class Rotation(Declaration):
+    """When a file is finished and another one begun; whichever comes first."""
+
+    size: SizeField | None = Field(
+        None, description="Bytes of its records, before they are packed: a number, or 100MB."
+    )
+    every: SpanField | None = Field(
+        None, description="Time since its first record: seconds, or 15m, 1h, 1d."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Rotation:
+        if self.size is None and self.every is None:
+            message = "expected size or every, found neither; write {size: 100MB} or {every: 1h}"
+            raise ValueError(message)
+        return self
 
 
 class FileSink(FileOptions, Sink):
@@ -26,13 +54,53 @@ class FileSink(FileOptions, Sink):
 
     A file that is there is overwritten, unless ``mode`` is ``append``: then a last record without
     an end, as a crash leaves it, is ended first. A run that goes on from a checkpoint cuts the file
-    back to it and goes on there, in either mode.
+    back to it and goes on there, in either mode; files that were begun after it are removed.
     """
 
     type: Literal["file"] = "file"
     mode: Literal["overwrite", "append"] = Field(
         "overwrite", description="What to do with a file that is there."
     )
+    rotate: Rotation | None = Field(
+        None,
+        description="When to begin another file, as size, every or both: {size: 100MB, every: 1h}. "
+        "Files are numbered: scores-000001.jsonl.",
+    )
+    partition_by: str | None = Field(
+        None,
+        min_length=1,
+        description="A field, each value of which has a folder of its own: city=Rome/scores.jsonl.",
+    )
+    atomic: bool = Field(
+        False,
+        description="Whether a file has its name only when it is whole, and with checkpoints safe; "
+        "until then .part follows the name.",
+    )
+    open_files: int = Field(
+        64, ge=1, description="With partition_by: files that may be open at once."
+    )
+
+    @model_validator(mode="after")
+    def _check_files(self) -> FileSink:
+        if self._has_parts and not self.may_be_file:
+            name = next(name for name in _OF_PARTS if getattr(self, name))
+            message = f"expected none with a pipe or device, found it with {self.path}; leave it "
+            raise GraphError([Problem((name,), f"{message}out, or give the path of a file")])
+        return self
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self.path, self.rotate is not None, self.partition_by, self.atomic)
+
+    @property
+    def _example(self) -> str:
+        """The path of one of its files."""
+        return self._layout.final(f"{self.partition_by}=x" if self.partition_by else "", 1)
+
+    @property
+    def _has_parts(self) -> bool:
+        """Whether it writes several files, or shows only whole ones."""
+        return any(getattr(self, name) for name in _OF_PARTS)
 
     @property
     def cuts_back(self) -> bool:
@@ -62,7 +130,7 @@ class FileSink(FileOptions, Sink):
         if self.path == "-":
             return
         for name, source in sources.items():
-            if isinstance(source, FileSource) and _is_read(self.path, source.path):
+            if isinstance(source, FileSource) and _is_read(self._example, source.path):
                 message = f"expected a file that nothing reads, found {self.path}, which the "
                 yield Problem(("path",), f"{message}source {name} reads; write to another one")
         for name, sink in sinks.items():
@@ -82,6 +150,10 @@ class FileSink(FileOptions, Sink):
             ConnectorError: It cannot be written, or is shorter than a checkpoint says.
         """
         require(self.extra_requires(), where=context.name)
+        if self._has_parts:
+            async with self._opened_parts(context) as parts:
+                yield parts
+            return
         writer = await to_thread.run_sync(self._writer, context)
         try:
             yield writer
@@ -94,6 +166,28 @@ class FileSink(FileOptions, Sink):
     def adding(self) -> FileSink:
         """Return the sink as one that adds to the file."""
         return self.model_copy(update={"mode": "append"})
+
+    @asynccontextmanager
+    async def _opened_parts(self, context: Context) -> AsyncIterator[PartsWriter]:
+        opening = partial(
+            Parts,
+            self._layout,
+            self.resolved_format,
+            context,
+            most_bytes=self.rotate.size if self.rotate else None,
+            most_seconds=self.rotate.every if self.rotate else None,
+            most_open=self.open_files,
+            is_appended=self.mode == "append",
+            now=anyio.current_time(),
+        )
+        try:
+            parts = await to_thread.run_sync(opening)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConnectorError):
+                raise
+            raise cannot_write(context, self.path, error) from error
+        async with opened_parts(parts, self.path, context) as writer:
+            yield writer
 
     def _writer(self, context: Context) -> FileWriter:
         is_appended = self.mode == "append"

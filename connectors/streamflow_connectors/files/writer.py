@@ -7,30 +7,24 @@ What could not be written then goes out first the next time, so that no record i
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 from anyio import to_thread
 
-from streamflow.codecs import Codec, CsvCodec, Format, encode
+from streamflow.codecs import Format
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.records import Batch, Rejected
-from streamflow_connectors.files.ends import cut_back, mend
-from streamflow_connectors.files.headers import (
-    codec_of,
-    csv_codec,
-    fields_of,
-    has_header,
-    read_header,
-)
+from streamflow.records import Batch, Rejected, split_rejected
+from streamflow_connectors.files.encoding import Encoder, cannot_write
+from streamflow_connectors.files.ends import cut_back, mark_of, mend, other_files
+from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.packing import packing_of
 
 logger = logging.getLogger("streamflow.file")
@@ -50,8 +44,10 @@ def open_writer(path: str, declared: Format, context: Context, *, is_appended: b
     if path == "-":
         return FileWriter(_STANDARD_OUTPUT, path, declared, context)
     full = context.folder / path
-    mark = _mark_of(path, context)
-    codec: Codec | None = None
+    mark = mark_of(path, context)
+    if mark and "bytes" not in mark:
+        raise other_files(context)
+    fields: Sequence[str] | None = None
     # A pipe that nobody reads would hold up the opening; a file does not care.
     flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
     flags |= os.O_APPEND if is_appended or mark else os.O_TRUNC
@@ -59,26 +55,19 @@ def open_writer(path: str, declared: Format, context: Context, *, is_appended: b
         full.parent.mkdir(parents=True, exist_ok=True)
         if mark:
             cut_back(full, mark, context)
-            if has_header(declared) and (fields := mark.get("fields")):
-                codec = codec_of(declared, fields)
+            fields = mark.get("fields")
         elif is_appended:
             mend(full, declared, context)
             if has_header(declared) and (header := read_header(full, declared)):
-                codec = csv_codec(declared, header)
+                fields = csv_codec(declared, header).fields
         descriptor = os.open(full, flags, 0o666)
         if context.is_checkpointed:
             _keep_entry(full)
     except ConnectorError:
         raise
     except (OSError, ValueError) as error:
-        raise _error(context, path, error) from error
-    return FileWriter(descriptor, path, declared, context, codec)
-
-
-def _mark_of(path: str, context: Context) -> Mapping[str, Any] | None:
-    """Return the mark of the file at ``path``; None if there is none."""
-    mark = context.resume.mark if context.resume else None
-    return mark if mark and mark["path"] == path else None
+        raise cannot_write(context, path, error) from error
+    return FileWriter(descriptor, path, declared, context, fields)
 
 
 def _keep_entry(path: Path) -> None:
@@ -99,7 +88,7 @@ class FileWriter:
         path: As written in the graph.
         declared: The format.
         context: Of the node.
-        codec: That of a csv file which is continued.
+        fields: The columns of a csv file which is continued.
     """
 
     def __init__(
@@ -108,13 +97,14 @@ class FileWriter:
         path: str,
         declared: Format,
         context: Context,
-        codec: Codec | None = None,
+        fields: Sequence[str] | None = None,
     ) -> None:
         self._descriptor = descriptor
         self._path = path
         self._format = declared
         self._context = context
-        self._codec = codec if codec or has_header(declared) else declared.line_codec()
+        self._encoder = Encoder(declared, fields)
+        self._has_header = bool(fields)
         status = os.fstat(descriptor)
         packing = packing_of(path)
         self._packer = packing.packer(is_new=not status.st_size) if packing else None
@@ -183,16 +173,13 @@ class FileWriter:
             await to_thread.run_sync(self._write_rest)
 
     def _take(self, batch: Batch) -> Rejected | None:
-        end = self._format.terminator
+        encoded = self._encoder.encode(batch)
+        _, rejected = split_rejected(batch, encoded.causes)
         parts = []
-        codec = self._codec
-        if codec is None:
-            codec = named = codec_of(self._format, fields_of(batch))
-            if named.fields:  # else every record is rejected, and the next may name them
-                self._codec = named
-                parts.append(named.header() + end)
-        _, payloads, rejected = encode(codec, batch)
-        data = b"".join([*parts, end.join([*payloads, b""])])
+        if not self._has_header and (header := self._encoder.header):
+            self._has_header = True
+            parts.append(header)
+        data = b"".join([*parts, self._format.terminator.join([*encoded.payloads, b""])])
         self._append(data if self._packer is None else self._packer.pack(data))
         if not self._is_pipe:
             self._write_rest()
@@ -203,10 +190,10 @@ class FileWriter:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _error(self._context, self._path, error) from error
-        mark = {"path": self._path, "bytes": os.fstat(self._descriptor).st_size}
-        if has_header(self._format) and isinstance(self._codec, CsvCodec):
-            mark["fields"] = list(self._codec.fields)
+            raise cannot_write(self._context, self._path, error) from error
+        mark: dict[str, Any] = {"path": self._path, "bytes": os.fstat(self._descriptor).st_size}
+        if fields := self._encoder.fields:
+            mark["fields"] = fields
         return mark
 
     def _pack(self, is_end: bool) -> None:
@@ -232,11 +219,4 @@ class FileWriter:
         except BlockingIOError:
             return  # somebody else was quicker to fill the pipe
         except OSError as error:
-            raise _error(self._context, self._path, error) from error
-
-
-def _error(context: Context, path: str, error: Exception) -> ConnectorError:
-    found = getattr(error, "strerror", None) or str(error)
-    if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.ENXIO:
-        found = "nobody reads it; start its reader first, and keep it running"
-    return ConnectorError(f"{context.name}: expected to write {path}, found {found}")
+            raise cannot_write(self._context, self._path, error) from error
