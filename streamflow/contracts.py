@@ -11,7 +11,7 @@ flushed, rejected to the dead letters, or left out by an operator.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -80,6 +80,35 @@ class Fetch:
     def num_records(self) -> int:
         """Count of the records, those that could not be decoded included."""
         return len(self.batch) + (len(self.rejected.batch) if self.rejected else 0)
+
+    def cut(self, count: int) -> tuple[Fetch, Fetch]:
+        """Return the first ``count`` records, good and rejected ones, and the rest."""
+        rejected = self.rejected
+        num_bad = sum(index < count for index in rejected.indices) if rejected else 0
+        head, tail = _cut(self.batch, count - num_bad)
+        bad = (None, None) if rejected is None else _cut_rejected(rejected, num_bad, count)
+        ends: dict[Partition, int] = {}
+        for batch in (head, *([bad[0].batch] if bad[0] else [])):
+            for partition, offset in zip(batch.partitions, batch.offsets, strict=True):
+                ends[partition] = max(ends.get(partition, 0), offset + 1)
+        return Fetch(head, ends, bad[0], self.skipped), replace(
+            self, batch=tail, rejected=bad[1], skipped=0
+        )
+
+
+def _cut(batch: Batch, count: int) -> tuple[Batch, Batch]:
+    return batch.slice(0, count), batch.slice(count, len(batch))
+
+
+def _cut_rejected(
+    rejected: Rejected, num_bad: int, count: int
+) -> tuple[Rejected | None, Rejected | None]:
+    head, tail = _cut(rejected.batch, num_bad)
+    after = [index - count for index in rejected.indices[num_bad:]]
+    return (
+        Rejected(head, rejected.causes[:num_bad], rejected.indices[:num_bad]) if head else None,
+        Rejected(tail, rejected.causes[num_bad:], after) if tail else None,
+    )
 
 
 class Reader(Protocol):

@@ -25,7 +25,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -35,7 +34,7 @@ from anyio import CancelScope, to_thread
 from streamflow.checkpoints.snapshot import Snapshot
 from streamflow.contracts import Fetch
 from streamflow.errors import CheckpointError
-from streamflow.records import Batch, Partition, Place, Rejected
+from streamflow.records import Place
 
 logger = logging.getLogger("streamflow")
 
@@ -112,7 +111,7 @@ class Gate:
         room = most_records
         if self._every is not None:
             room = min(room, self._every - self.count % self._every)
-        return (fetch, None) if size <= room else cut_fetch(fetch, room)
+        return (fetch, None) if size <= room else fetch.cut(room)
 
     @asynccontextmanager
     async def passing(self, fetch: Fetch) -> AsyncIterator[None]:
@@ -137,36 +136,6 @@ class Gate:
         async with self._passing:
             yield
             self.is_ended = True
-
-
-def cut_fetch(fetch: Fetch, count: int) -> tuple[Fetch, Fetch]:
-    """Return the first ``count`` records of a fetch, good and rejected ones, and the rest."""
-    rejected = fetch.rejected
-    num_bad = sum(index < count for index in rejected.indices) if rejected else 0
-    head, tail = _cut(fetch.batch, count - num_bad)
-    bad = (None, None) if rejected is None else _cut_rejected(rejected, num_bad, count)
-    ends: dict[Partition, int] = {}
-    for batch in (head, *([bad[0].batch] if bad[0] else [])):
-        for partition, offset in zip(batch.partitions, batch.offsets, strict=True):
-            ends[partition] = max(ends.get(partition, 0), offset + 1)
-    return Fetch(head, ends, bad[0], fetch.skipped), replace(
-        fetch, batch=tail, rejected=bad[1], skipped=0
-    )
-
-
-def _cut(batch: Batch, count: int) -> tuple[Batch, Batch]:
-    return batch.slice(0, count), batch.slice(count, len(batch))
-
-
-def _cut_rejected(
-    rejected: Rejected, num_bad: int, count: int
-) -> tuple[Rejected | None, Rejected | None]:
-    head, tail = _cut(rejected.batch, num_bad)
-    after = [index - count for index in rejected.indices[num_bad:]]
-    return (
-        Rejected(head, rejected.causes[:num_bad], rejected.indices[:num_bad]) if head else None,
-        Rejected(tail, rejected.causes[num_bad:], after) if tail else None,
-    )
 
 
 class Coordinator:

@@ -16,7 +16,6 @@ from streamflow.graph import Graph
 from streamflow.nodes import Buffer, Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch, Partition, Rejected
-from streamflow.runtime.checkpoints import cut_fetch
 from streamflow.runtime.run import opened_run
 from streamflow.runtime.starting import Checkpointing
 from streamflow.runtime.stats import CheckpointStats
@@ -475,7 +474,7 @@ def test_cutting_a_fetch_keeps_places_and_ends() -> None:
     fetch = Fetch(
         good, {partitions[0]: 13, partitions[1]: 12}, Rejected(bad, ["x", "y"], [1, 4]), skipped=2
     )
-    head, tail = cut_fetch(fetch, 4)
+    head, tail = fetch.cut(4)
     assert head.batch.rows() == [0, 2, 3]
     assert head.rejected is not None
     assert (head.rejected.batch.rows(), list(head.rejected.indices)) == ([1], [1])
