@@ -49,3 +49,11 @@ async def test_following(tmp_path: Path) -> None:
     put(tmp_path / "logs/b.jsonl", [3])
     await run(tmp_path, "follow")
     assert sorted(got(tmp_path / "readings.jsonl")) == [1, 2, 3]
+
+
+async def test_splitting(tmp_path: Path) -> None:
+    rows = [{"city": "Oslo", "n": 1}, {"city": "Rome", "n": 2}, {"city": "Oslo", "n": 3}]
+    put(tmp_path / "scores.jsonl", rows)
+    await run(tmp_path, "split")
+    assert got(tmp_path / "out/city=Oslo/scores-000001.jsonl.gz") == [rows[0], rows[2]]
+    assert got(tmp_path / "out/city=Rome/scores-000001.jsonl.gz") == [rows[1]]
