@@ -132,6 +132,48 @@ def graph(
     return 0
 
 
+@app.command
+def new(
+    folder: Annotated[Path, Parameter(help="Folder to write, new or empty.")],
+    *,
+    name: Annotated[
+        str | None, Parameter(help="Name of the graph; else that of the folder.")
+    ] = None,
+    data: Annotated[
+        Path | None, Parameter(help="A csv file of yours with a header; else a sample is made.")
+    ] = None,
+    target: Annotated[
+        str | None, Parameter(help="The column to predict; else the last one.")
+    ] = None,
+    task: Annotated[
+        Literal["regression", "classification"] | None,
+        Parameter(help="What the column is; else found from its values."),
+    ] = None,
+) -> int:
+    """Write a project: a commented graph, data to try it on, a test, and the schema for editors.
+
+    On a terminal asks for what is not given.
+
+    Example: streamflow new load --data machine.csv --target load
+    """
+    from streamflow.cli.projects import ProjectError, ask, new_project
+
+    try:
+        if data is None and (answer := ask("csv file with your data, or empty for a sample")):
+            data = Path(answer)
+        if data is not None and target is None:
+            target = ask("column to predict, or empty for the last") or None
+        new_project(folder, name=name, data=data, target=target, task=task)
+    except ProjectError as error:
+        sys.stderr.write(f"{error}\n")
+        return exit_codes.USAGE
+    sys.stdout.write(
+        f"{folder}: wrote graph.yaml, readings.csv, test_graph.py and streamflow.schema.json\n"
+        f"next: streamflow run {folder / 'graph.yaml'}\n"
+    )
+    return 0
+
+
 @app.command(name="list")
 def list_(*, as_json: Json = False) -> int:
     """List every installed type of node and format, with what the ones that cannot run lack.
