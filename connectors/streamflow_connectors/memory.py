@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import anyio
 import anyio.lowlevel
 from anyio import to_thread
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from streamflow.contracts import Context, Fetch, Reader, Writer
-from streamflow.errors import RunStoppedError
+from streamflow.errors import GraphError, Problem, RunStoppedError
 from streamflow.nodes import Sink, Source
 from streamflow.records import (
     Batch,
@@ -27,6 +27,7 @@ from streamflow.records import (
     estimate_bytes,
     to_columns,
 )
+from streamflow_connectors.pace import AS_FAST_AS_POSSIBLE, PacedReader, PaceField
 
 _Item = TypeVar("_Item")
 
@@ -52,6 +53,7 @@ class MemorySource(Source):
     """
 
     type: Literal["memory"] = "memory"
+    incidental: ClassVar[frozenset[str]] = frozenset({"pace"})
     records: Any = Field(
         None,
         exclude=True,
@@ -59,6 +61,21 @@ class MemorySource(Source):
         "are pushed.",
     )
     capacity: int = Field(MOST_RECORDS, ge=1, description="Pushed records that may wait.")
+    pace: PaceField = Field(
+        AS_FAST_AS_POSSIBLE,
+        description="When the records of an iterable come: as_fast_as_possible, or as far apart as "
+        "their timestamps are (recorded), or at a rate such as 100 per second.",
+    )
+
+    @model_validator(mode="after")
+    def _check_pace(self) -> MemorySource:
+        if self.pace != AS_FAST_AS_POSSIBLE and self.records is None:
+            message = (
+                f"expected none where records are pushed and come as they do, found {self.pace}; "
+                f"leave it out, or give records"
+            )
+            raise GraphError([Problem(("pace",), message)])
+        return self
 
     @field_validator("records")
     @classmethod
@@ -76,7 +93,7 @@ class MemorySource(Source):
         """Give a reader of the iterable, or one to push to."""
         partition = Partition(context.name)
         if self.records is not None and not isinstance(self.records, AsyncIterable):
-            yield IterableReader(iter(self.records), partition)
+            yield self._paced(IterableReader(iter(self.records), partition), context)
             return
         reader = QueueReader(partition, self.capacity)
         try:
@@ -87,7 +104,7 @@ class MemorySource(Source):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(reader.pump, self.records)
                 try:
-                    yield reader
+                    yield self._paced(reader, context)
                 except Exception as error:  # the task group would wrap it
                     failure = error
                 tasks.cancel_scope.cancel()
@@ -95,6 +112,11 @@ class MemorySource(Source):
                 raise failure
         finally:
             reader.close()
+
+    def _paced(self, reader: Reader, context: Context) -> Reader:
+        if self.pace == AS_FAST_AS_POSSIBLE:
+            return reader
+        return PacedReader(reader, self.pace, context.name)
 
 
 class _NumberingReader:

@@ -57,3 +57,10 @@ async def test_splitting(tmp_path: Path) -> None:
     await run(tmp_path, "split")
     assert got(tmp_path / "out/city=Oslo/scores-000001.jsonl.gz") == [rows[0], rows[2]]
     assert got(tmp_path / "out/city=Rome/scores-000001.jsonl.gz") == [rows[1]]
+
+
+async def test_replaying(tmp_path: Path) -> None:
+    rows = [{"time": f"2026-01-01T00:00:00.{n}", "n": n} for n in range(3)]
+    put(tmp_path / "readings.jsonl", rows)
+    await run(tmp_path, "replay")
+    assert got(tmp_path / "copy.jsonl") == rows

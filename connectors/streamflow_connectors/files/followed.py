@@ -22,6 +22,7 @@ from streamflow.codecs import Format
 from streamflow.contracts import Context, Fetch
 from streamflow.records import Batch, Partition, Place
 from streamflow_connectors.files.opened import CHUNK_BYTES, OpenFile
+from streamflow_connectors.files.stamp import Stamp
 
 FINISHED: Final = 0
 """Stands in a checkpoint for the position of a file that is gone and has been read to its end."""
@@ -72,6 +73,7 @@ class FollowedFile(OpenFile):
         declared: The format.
         context: Of the node.
         start: The first row to return.
+        stamp: What gives records their time, if anything does.
         place: What an earlier run has called it.
 
     Attributes:
@@ -92,9 +94,10 @@ class FollowedFile(OpenFile):
         context: Context,
         *,
         start: int = 1,
+        stamp: Stamp | None = None,
         place: Place | None = None,
     ) -> None:
-        super().__init__(path, declared, context, start=start)
+        super().__init__(path, declared, context, start=start, stamp=stamp)
         self.path = path
         self.key = key_of(os.fstat(self._descriptor))
         self.is_gone = self.is_replaced = self.has_caught_up = False

@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -35,6 +36,7 @@ from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Partition
 from streamflow_connectors.files.followed import FINISHED, FollowedFile, Identity, key_of
+from streamflow_connectors.files.stamp import Stamp
 
 logger = logging.getLogger("streamflow.file")
 
@@ -64,15 +66,22 @@ class FollowingReader:
         declared: The format.
         context: Of the node.
         end_after: Seconds of silence after which the stream ends; None for never.
+        stamp: What gives records their time, if anything does.
     """
 
     def __init__(
-        self, path: str, declared: Format, context: Context, *, end_after: float | None
+        self,
+        path: str,
+        declared: Format,
+        context: Context,
+        *,
+        end_after: float | None,
+        stamp: Stamp | None = None,
     ) -> None:
         self._path = path
-        self._format = declared
         self._context = context
         self._end_after = end_after
+        self._opened = partial(FollowedFile, declared=declared, context=context, stamp=stamp)
         self._is_pattern = glob.has_magic(path) and not (context.folder / path).exists()
         self._files: list[FollowedFile] = []
         self._sizes: dict[tuple[int, int], int] = {}
@@ -242,7 +251,7 @@ class FollowingReader:
     def _follow(self, path: str, status: os.stat_result, now: float) -> None:
         """Begin to read a file that is new."""
         try:
-            file = FollowedFile(path, self._format, self._context)
+            file = self._opened(path)
         except ConnectorError:
             if (self._context.folder / path).exists():
                 raise
@@ -310,7 +319,7 @@ class FollowingReader:
                 self._told.append(Fetch(Batch([], [], []), {partition: FINISHED}))
                 continue
             taken.add(self._context.folder / path)
-            file = FollowedFile(path, self._format, self._context, start=position, place=place)
+            file = self._opened(path, start=position, place=place)
             file.last = now
             self._files.append(file)
         if not self._is_pattern and any(file.path != self._path for file in self._files):
@@ -331,7 +340,7 @@ class FollowingReader:
             if not is_after or key_of(status) in keys:
                 continue
             if not any(identity.begins(path) for identity in known):
-                file = FollowedFile(os.path.relpath(path, folder), self._format, self._context)
+                file = self._opened(os.path.relpath(path, folder))
                 file.last = now
                 yield file
 

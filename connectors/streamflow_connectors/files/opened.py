@@ -21,6 +21,7 @@ from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Partition
 from streamflow_connectors.files.headers import csv_codec, has_header
 from streamflow_connectors.files.packing import packing_of
+from streamflow_connectors.files.stamp import Stamp
 
 logger = logging.getLogger("streamflow.file")
 
@@ -43,12 +44,22 @@ class OpenFile:
         declared: The format.
         context: Of the node.
         start: The first row to return; a pipe has nothing before it.
+        stamp: What gives records their time, if anything does.
     """
 
-    def __init__(self, path: str, declared: Format, context: Context, *, start: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        declared: Format,
+        context: Context,
+        *,
+        start: int = 1,
+        stamp: Stamp | None = None,
+    ) -> None:
         self._path = path
         self._format = declared
         self._context = context
+        self._stamp = stamp
         self._next = 1
         self._splitter = declared.splitter()
         self._codec: Codec | None = None
@@ -218,7 +229,8 @@ class OpenFile:
             originals=payloads,
             size_bytes=sum(map(len, payloads)),
         )
-        return decode(self._codec, batch, {self.partition: self._next})
+        fetch = decode(self._codec, batch, {self.partition: self._next})
+        return self._stamp(fetch) if self._stamp else fetch
 
     def _error(self, found: str) -> ConnectorError:
         num_read = self._next - 1 + len(self._payloads)

@@ -12,15 +12,19 @@ from streamflow.codecs import Format
 from streamflow.contracts import Context, Fetch
 from streamflow.records import Partition
 from streamflow_connectors.files.opened import OpenFile
+from streamflow_connectors.files.stamp import Stamp
 
 
 class FileReader:
     """Reads the files at ``paths`` one after the other."""
 
-    def __init__(self, paths: list[str], declared: Format, context: Context) -> None:
+    def __init__(
+        self, paths: list[str], declared: Format, context: Context, stamp: Stamp | None = None
+    ) -> None:
         self._paths = paths
         self._format = declared
         self._context = context
+        self._stamp = stamp
         self._starts = context.resume.positions if context.resume else {}
         self._file: OpenFile | None = None
 
@@ -60,4 +64,4 @@ class FileReader:
     def _open(self) -> OpenFile:
         path = self._paths[0]
         start = self._starts.get((("path", path),), 1)
-        return OpenFile(path, self._format, self._context, start=start)
+        return OpenFile(path, self._format, self._context, start=start, stamp=self._stamp)

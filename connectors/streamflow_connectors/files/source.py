@@ -14,12 +14,15 @@ from streamflow.codecs import Codec, CsvFormat
 from streamflow.contracts import Context, Reader
 from streamflow.errors import ConnectorError, GraphError, Problem
 from streamflow.nodes import Source
+from streamflow.operators.times import TimeUnit
 from streamflow.plugins import require
 from streamflow_connectors.files.following import FollowingReader
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.listing import find_paths
 from streamflow_connectors.files.options import FileOptions
 from streamflow_connectors.files.reader import FileReader
+from streamflow_connectors.files.stamp import Stamp
+from streamflow_connectors.pace import AS_FAST_AS_POSSIBLE, RECORDED, PacedReader, PaceField
 
 
 class FileSource(FileOptions, Source):
@@ -34,7 +37,7 @@ class FileSource(FileOptions, Source):
     """
 
     type: Literal["file"] = "file"
-    incidental: ClassVar[frozenset[str]] = frozenset({"end_after"})
+    incidental: ClassVar[frozenset[str]] = frozenset({"end_after", "pace"})
     follow: bool = Field(
         False, description="Whether to wait for more at the end of the files, and for new files."
     )
@@ -43,6 +46,31 @@ class FileSource(FileOptions, Source):
         gt=0,
         description="With follow: seconds without anything new after which the stream ends.",
     )
+
+    time: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the field that holds the time of a record, a number or text as in ISO "
+        "8601; it becomes the timestamp of the record.",
+    )
+    time_unit: TimeUnit = Field(
+        "s", description="Of numbers in that field: seconds, milliseconds or microseconds."
+    )
+    pace: PaceField = Field(
+        AS_FAST_AS_POSSIBLE,
+        description="When records come: as_fast_as_possible, or as far apart as they were recorded "
+        "by their time (recorded), or at a rate such as 100 per second.",
+    )
+
+    @model_validator(mode="after")
+    def _check_time(self) -> FileSource:
+        if self.time is None and self.time_unit != "s":
+            message = "expected time beside time_unit, found none; name the field that holds it"
+            raise GraphError([Problem(("time_unit",), message)])
+        if self.time is None and self.pace == RECORDED:
+            message = "expected time beside recorded, found none; name the field that holds it"
+            raise GraphError([Problem(("pace",), message)])
+        return self
 
     @model_validator(mode="after")
     def _check_following(self) -> FileSource:
@@ -55,6 +83,9 @@ class FileSource(FileOptions, Source):
         if self.end_after is not None and not self.follow:
             message = f"expected it with follow: true, found {self.end_after:g} without; add it"
             raise GraphError([Problem(("end_after",), message)])
+        if self.pace != AS_FAST_AS_POSSIBLE and self.follow:
+            message = f"expected none with follow, whose records come as they do, found {self.pace}"
+            raise GraphError([Problem(("pace",), f"{message}; leave one of them out")])
         return self
 
     @property
@@ -103,13 +134,17 @@ class FileSource(FileOptions, Source):
         require(self.extra_requires(), where=context.name)
         reader = await self._reader(context)
         try:
-            yield reader
+            is_paced = self.pace != AS_FAST_AS_POSSIBLE
+            yield PacedReader(reader, self.pace, context.name) if is_paced else reader
         finally:
             reader.close()
 
     async def _reader(self, context: Context) -> FileReader | FollowingReader:
         declared = self.resolved_format
+        stamp = Stamp(self.time, self.time_unit) if self.time else None
         if self.follow:
-            return FollowingReader(self.path, declared, context, end_after=self.end_after)
+            return FollowingReader(
+                self.path, declared, context, end_after=self.end_after, stamp=stamp
+            )
         paths = await to_thread.run_sync(find_paths, self.path, context)
-        return FileReader(paths, declared, context)
+        return FileReader(paths, declared, context, stamp)
