@@ -1,0 +1,1 @@
+collect_ignore = ["stranger"]  # a package of its own, whose tests run where it is installed
