@@ -1,21 +1,20 @@
 """What expressions give for records.
 
-Each node of a checked syntax tree becomes a function of a record once, and the functions call each
-other for every record: ``a + 1`` becomes ``lambda record: plus(left(record), right(record))``,
-where ``left`` looks up a field and ``right`` returns 1.
+simpleeval walks the syntax tree, which `streamflow.operators.expressions` has checked, for each
+record. What one record costs is bounded: text does not multiply, and powers are taken of floats.
 """
 
 from __future__ import annotations
 
 import ast
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
-from streamflow.operators.expressions import FUNCTIONS, parse
-from streamflow.records import Batch
+from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes  # type: ignore[import-untyped]
+
+from streamflow.operators.expressions import ABOUT_THE_RECORD, FUNCTIONS, parse
+from streamflow.records import MISSING, Batch
 
 T = TypeVar("T")
 
@@ -23,11 +22,6 @@ Told: TypeAlias = tuple[Any, Any, "int | None"]
 """What expressions know of a record: value, key and time."""
 
 Evaluate: TypeAlias = Callable[[Told], Any]
-
-NOTHING: Final[Told] = (None, None, None)
-"""What constants are told."""
-
-NUMBERS: Final = frozenset({int, float})
 
 LONGEST_TEXT = 100_000
 """Characters, or entries of a list, that adding may make."""
@@ -38,7 +32,7 @@ class MissingFieldError(LookupError):
 
 
 def evaluation(text: str) -> Evaluate:
-    """Return the function of a record that an expression means.
+    """Return the function of a record that an expression means, for one thread at a time.
 
     It raises `MissingFieldError` where the record lacks a field, and any other exception where its
     fields are not what the expression takes them for.
@@ -46,7 +40,7 @@ def evaluation(text: str) -> Evaluate:
     Raises:
         ValueError: The text is no expression, or asks for what expressions cannot do.
     """
-    return _built(parse(text))
+    return _Evaluation(text)
 
 
 def evaluate_each(
@@ -76,135 +70,56 @@ def cause_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _built(node: ast.expr) -> Evaluate:
-    build: Callable[[Any], Evaluate] = BUILDERS[type(node)]
-    return build(node)
+class _Evaluation:
+    """An expression, evaluated for one record after another."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._tree = text, parse(text)
+        self._names = _Names()
+        asking = {name: getattr(self._names, name) for name in ABOUT_THE_RECORD}
+        self._evaluator = EvalWithCompoundTypes(OPERATORS, {**FUNCTIONS, **asking}, self._names)
+
+    def __call__(self, record: Told) -> Any:
+        self._names.record = record
+        return self._evaluator.eval(self._text, self._tree)
 
 
-def _constant(node: ast.Constant) -> Evaluate:
-    content = node.value
-    return lambda record: content
+class _Names:
+    """The record at hand as expressions see it: names lead to its fields."""
 
+    def __init__(self) -> None:
+        self.record: Told = (None, None, None)
 
-def _name(node: ast.Name) -> Evaluate:
-    name = node.id
+    def __getitem__(self, name: str) -> Any:
+        return self.field(name)
 
-    def look_up(record: Told) -> Any:
-        try:
-            return record[0][name]
-        except (LookupError, TypeError):
-            raise _missing(record, name) from None
+    def field(self, name: str, default: Any = MISSING) -> Any:
+        """Return a field, or the default if there is one."""
+        value = self.record[0]
+        found = value.get(name, default) if isinstance(value, Mapping) else default
+        if found is MISSING:
+            kind = "none"
+            if not isinstance(value, Mapping):
+                kind = f"a {type(value).__name__} without fields"
+            message = f"expected the field {name}, found {kind}"
+            raise MissingFieldError(message)
+        return found
 
-    return look_up
+    def has(self, name: str) -> bool:
+        """Return whether the record has a field."""
+        return isinstance(self.record[0], Mapping) and name in self.record[0]
 
+    def key(self) -> Any:
+        """Return the key."""
+        return self.record[1]
 
-def _missing(record: Told, name: str) -> MissingFieldError:
-    has_fields = isinstance(record[0], Mapping)
-    kind = "none" if has_fields else f"a {type(record[0]).__name__} without fields"
-    return MissingFieldError(f"expected the field {name}, found {kind}")
+    def timestamp_ms(self) -> int | None:
+        """Return the time."""
+        return self.record[2]
 
-
-def _list(node: ast.List) -> Evaluate:
-    items = [*map(_built, node.elts)]
-    if all(isinstance(item, ast.Constant) for item in node.elts):
-        constants = [item(NOTHING) for item in items]
-        return lambda record: constants.copy()
-    return lambda record: [item(record) for item in items]
-
-
-def _tuple(node: ast.Tuple) -> Evaluate:
-    items = [*map(_built, node.elts)]
-    return lambda record: tuple([item(record) for item in items])
-
-
-def _subscript(node: ast.Subscript) -> Evaluate:
-    content, index = _built(node.value), _built(node.slice)
-    return lambda record: content(record)[index(record)]
-
-
-def _slice(node: ast.Slice) -> Evaluate:
-    ends = [_built(end) if end else None for end in (node.lower, node.upper, node.step)]
-    return lambda record: slice(*(end(record) if end else None for end in ends))
-
-
-def _bool_op(node: ast.BoolOp) -> Evaluate:
-    *parts, last = map(_built, node.values)
-    ends_at_truth = isinstance(node.op, ast.Or)
-
-    def connect(record: Told) -> Any:
-        for part in parts:
-            if bool(found := part(record)) is ends_at_truth:
-                return found
-        return last(record)
-
-    return connect
-
-
-def _unary(node: ast.UnaryOp) -> Evaluate:
-    operate, operand = UNARY[type(node.op)], _built(node.operand)
-    return lambda record: operate(operand(record))
-
-
-def _binary(node: ast.BinOp) -> Evaluate:
-    operate, left, right = BINARY[type(node.op)], _built(node.left), _built(node.right)
-    return lambda record: operate(left(record), right(record))
-
-
-def _compare(node: ast.Compare) -> Evaluate:
-    compares = [COMPARISONS[type(op)] for op in node.ops]
-    first, *others = map(_built, (node.left, *node.comparators))
-    if len(others) == 1:
-        [compare], [other] = compares, others
-        return lambda record: compare(first(record), other(record))
-    return partial(_chained, first, [*zip(compares, others, strict=True)])
-
-
-def _chained(first: Evaluate, others: Sequence[tuple[Any, Evaluate]], record: Told) -> Any:
-    left, holds = first(record), True
-    for compare, other in others:
-        right = other(record)
-        holds = compare(left, right)
-        if not holds:
-            break
-        left = right
-    return holds
-
-
-def _if(node: ast.IfExp) -> Evaluate:
-    test, body, otherwise = map(_built, (node.test, node.body, node.orelse))
-    return lambda record: body(record) if test(record) else otherwise(record)
-
-
-def _call(node: ast.Call) -> Evaluate:
-    assert isinstance(node.func, ast.Name)
-    arguments = [*map(_built, node.args)]
-    if about := ABOUT.get(node.func.id):
-        return partial(about, arguments)
-    function = FUNCTIONS[node.func.id]
-    if len(arguments) == 1:
-        [argument] = arguments
-        return lambda record: function(argument(record))
-    return lambda record: function(*[argument(record) for argument in arguments])
-
-
-def _field(arguments: Sequence[Evaluate], record: Told) -> Any:
-    name, *default = [argument(record) for argument in arguments]
-    if isinstance(record[0], Mapping) and name in record[0]:
-        return record[0][name]
-    if default:
-        return default[0]
-    raise _missing(record, name)
-
-
-def _has(arguments: Sequence[Evaluate], record: Told) -> bool:
-    [name] = arguments
-    return isinstance(record[0], Mapping) and name(record) in record[0]
-
-
-def _times(left: Any, right: Any) -> Any:
-    if type(left) in NUMBERS and type(right) in NUMBERS:
-        return left * right
-    return _plain(left) * _plain(right)
+    def value(self) -> Any:
+        """Return the whole value."""
+        return self.record[0]
 
 
 def _plain(value: Any) -> Any:
@@ -220,64 +135,15 @@ def _plain(value: Any) -> Any:
 
 
 def _plus(left: Any, right: Any) -> Any:
-    if (
-        type(left) not in NUMBERS
-        and isinstance(left, str | bytes | list | tuple)
-        and len(left) + len(right) > LONGEST_TEXT
-    ):
+    if isinstance(left, str | bytes | list | tuple) and len(left) + len(right) > LONGEST_TEXT:
         message = f"expected at most {LONGEST_TEXT:,} characters or entries, found more"
         raise ValueError(message)
     return left + right
 
 
-ABOUT: Final[Mapping[str, Callable[[Sequence[Evaluate], Told], Any]]] = {
-    "field": _field,
-    "has": _has,
-    "key": lambda _, record: record[1],
-    "timestamp_ms": lambda _, record: record[2],
-    "value": lambda _, record: record[0],
-}
-
-UNARY: Final[Mapping[type[ast.unaryop], Callable[[Any], Any]]] = {
-    ast.Not: operator.not_,
-    ast.UAdd: operator.pos,
-    ast.USub: operator.neg,
-}
-
-BINARY: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
+OPERATORS: Final = DEFAULT_OPERATORS | {
     ast.Add: _plus,
-    ast.Sub: operator.sub,
-    ast.Mult: _times,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
+    ast.Mult: lambda left, right: _plain(left) * _plain(right),
     ast.Mod: lambda left, right: _plain(left) % _plain(right),
     ast.Pow: lambda left, right: math.pow(_plain(left), _plain(right)),
-}
-
-COMPARISONS: Final[Mapping[type[ast.cmpop], Callable[[Any, Any], Any]]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda entry, several: entry in several,
-    ast.NotIn: lambda entry, several: entry not in several,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-}
-
-BUILDERS: Final[Mapping[type[ast.expr], Callable[[Any], Evaluate]]] = {
-    ast.Constant: _constant,
-    ast.Name: _name,
-    ast.List: _list,
-    ast.Tuple: _tuple,
-    ast.Subscript: _subscript,
-    ast.Slice: _slice,
-    ast.BoolOp: _bool_op,
-    ast.UnaryOp: _unary,
-    ast.BinOp: _binary,
-    ast.Compare: _compare,
-    ast.IfExp: _if,
-    ast.Call: _call,
 }

@@ -10,9 +10,8 @@ and slices of what a field holds; and the functions of `FUNCTIONS`. There are no
 assignments, no loops, and nothing of Python's that could read a file or import a module.
 
 An expression is parsed and checked when the graph is read, so that what it may do is known before
-there is a record. It is never run as Python: each node of the checked tree becomes a function of
-our own, see `streamflow.operators.evaluation`; what is not in `ALLOWED` never gets there. What one
-record costs is bounded: text does not multiply, and powers are taken of floats.
+there is a record. It is never run as Python: simpleeval walks the checked tree, see
+`streamflow.operators.evaluation`; what is not in `ALLOWED` never gets there.
 """
 
 from __future__ import annotations
