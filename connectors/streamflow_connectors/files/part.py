@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from streamflow.checkpoints.disk import make_folder
 from streamflow_connectors.files.packing import packing_of
 
 
@@ -18,7 +19,7 @@ class Part:
     """
 
     def __init__(self, path: Path, name: str, *, is_new: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if is_new else 0)
         self._descriptor = os.open(path, flags, 0o666)
         packing = packing_of(name)
@@ -51,12 +52,3 @@ class Part:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Put on disk which files a folder has."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

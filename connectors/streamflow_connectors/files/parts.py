@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from streamflow.checkpoints.disk import sync_folder
 from streamflow.codecs import Format
 from streamflow.contracts import Context
 from streamflow.records import Batch, Rejected, split_rejected
@@ -32,7 +33,7 @@ from streamflow_connectors.files.ends import cut_back, mark_of, mend, other_file
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.layout import Layout
 from streamflow_connectors.files.packing import UNFINISHED
-from streamflow_connectors.files.part import Part, sync_folder
+from streamflow_connectors.files.part import Part
 
 
 @dataclass(slots=True)

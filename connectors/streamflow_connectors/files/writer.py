@@ -12,12 +12,12 @@ import os
 import select
 import stat
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import anyio
 from anyio import to_thread
 
+from streamflow.checkpoints.disk import make_folder, sync_folder
 from streamflow.codecs import Format
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
@@ -52,7 +52,7 @@ def open_writer(path: str, declared: Format, context: Context, *, is_appended: b
     flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
     flags |= os.O_APPEND if is_appended or mark else os.O_TRUNC
     try:
-        full.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(full.parent)
         if mark:
             cut_back(full, mark, context)
             fields = mark.get("fields")
@@ -61,23 +61,13 @@ def open_writer(path: str, declared: Format, context: Context, *, is_appended: b
             if has_header(declared) and (header := read_header(full, declared)):
                 fields = csv_codec(declared, header).fields
         descriptor = os.open(full, flags, 0o666)
-        if context.is_checkpointed:
-            _keep_entry(full)
+        if context.is_checkpointed and full.is_file():
+            sync_folder(full.parent)
     except ConnectorError:
         raise
     except (OSError, ValueError) as error:
         raise cannot_write(context, path, error) from error
     return FileWriter(descriptor, path, declared, context, fields)
-
-
-def _keep_entry(path: Path) -> None:
-    """Let a file that may be new stay in its folder whatever happens."""
-    if path.is_file():
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class FileWriter:
