@@ -108,6 +108,13 @@ class Source(Node):
         """Whether parts of it may move from one instance of the graph to another."""
         return False
 
+    def watching(self) -> Source | None:
+        """Return the source as one that takes nothing from other readers, to look on.
+
+        Nothing is committed in its name. ``None`` if what it reads is gone for others.
+        """
+        return self
+
     def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec | None:
         """Return what decodes again the bytes of a record that stood at ``position``.
 

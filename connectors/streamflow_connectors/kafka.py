@@ -159,6 +159,10 @@ class KafkaSource(Connection, Source):
             isinstance(declared, CsvFormat) for declared in (self.format, *self.formats.values())
         )
 
+    def watching(self) -> KafkaSource:
+        """Return it without a group, so that no member of that loses a partition to it."""
+        return self.model_copy(update={"group": None, "group_instance_id": None})
+
     @property
     def topic_pattern(self) -> re.Pattern[str] | None:
         """The pattern, whose `re.Pattern.match` takes whole names only."""

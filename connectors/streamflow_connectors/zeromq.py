@@ -63,6 +63,10 @@ class ZeroMqSource(Endpoints, Source):
         """Return what decodes again the value that stood at ``position``."""
         return self.format.codec()
 
+    def watching(self) -> ZeroMqSource | None:
+        """Return it if it subscribes; what one puller gets no other one does."""
+        return self if self.socket == "sub" else None
+
     def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
         """Listen or connect, and give a reader until the context is left.
 

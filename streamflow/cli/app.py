@@ -174,6 +174,40 @@ def new(
     return 0
 
 
+@app.command
+def tap(
+    file: GraphFile,
+    node: Annotated[
+        str, Parameter(help="Node whose output to print; of a sink, what it receives.")
+    ],
+    *,
+    limit: Annotated[
+        int | None, Parameter(name=["--limit", "-n"], help="End after so many records.")
+    ] = None,
+    meta: Annotated[
+        bool, Parameter(negative=(), help="Print key, time and position, too.")
+    ] = False,
+    overrides: Overrides = (),
+) -> int:
+    """Print the records that a node sends, as lines of JSON, while nothing else is touched.
+
+    Runs only what the node receives from: no sink is opened, no position committed, no checkpoint
+    read or taken; models begin with fresh weights. Ends with the stream, or by a signal.
+
+    Example: streamflow tap graph.yaml direction --limit 10
+    """
+    from streamflow.cli.checking import read_or_explain
+    from streamflow.cli.tapping import tap_graph
+
+    if limit is not None and limit < 1:
+        sys.stderr.write(f"--limit: expected a number of at least 1, found {limit}; correct it\n")
+        return exit_codes.USAGE
+    graph = read_or_explain(file, overrides, deep=False, as_json=False)
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
+    return tap_graph(graph, node, limit=limit, meta=meta)
+
+
 @app.command(name="list")
 def list_(*, as_json: Json = False) -> int:
     """List every installed type of node and format, with what the ones that cannot run lack.
