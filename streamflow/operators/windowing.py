@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
@@ -11,11 +10,9 @@ from streamflow.contracts import Processed
 from streamflow.durations import milliseconds
 from streamflow.operators.aggregates import Aggregate, aggregation
 from streamflow.operators.evaluation import cause_of, told
-from streamflow.operators.keys import KeyedStep
+from streamflow.operators.watermarks import WatermarkStep
 from streamflow.operators.windows import Fixed, Pane, Panes, Sessions, Window
 from streamflow.records import Batch, Partition, estimate_bytes, split_rejected, to_columns
-
-NEVER_MS = -(2**62)
 
 Due = tuple[Hashable, Pane]
 """A key and a window of it that is due."""
@@ -54,22 +51,17 @@ class Rows:
         )
 
 
-class WindowStep(KeyedStep[Panes]):
+class WindowStep(WatermarkStep[Panes]):
     """An open `Window`."""
 
     def __init__(self, operator: Window) -> None:
-        super().__init__(operator.model_copy(update={"ttl": None}))
+        super().__init__(operator, operator.delay)
         self._window = operator
         self._by = operator.by or ()
         self._aggregations = {name: aggregation(text) for name, text in operator.fields.items()}
         self._assigner = Fixed(operator) if operator.gap is None else Sessions(operator)
-        self._delay_ms = milliseconds(operator.delay)
         self._lateness_ms = milliseconds(operator.lateness)
-        self._ttl_ms = None if operator.ttl is None else milliseconds(operator.ttl)
         self._number = 0  # of windows so far
-        self._looks: list[tuple[int, int, Hashable]] = []
-        """With ``ttl``, a heap: when to look at a key, a number that differs, and the key."""
-        self._num_looks = 0
 
     def process(self, batch: Batch) -> Processed:
         """Return the windows that are due, and the records that are rejected."""
@@ -108,8 +100,6 @@ class WindowStep(KeyedStep[Panes]):
         """Take over all windows."""
         super().restore(state)
         self._number = state["number"]
-        for key, panes in self._states.items():
-            self._look_at(key, panes, panes.newest_ms - self._delay_ms)
 
     def _numbers(self, batch: Batch, causes: dict[int, str]) -> list[list[float]]:
         """Return what each record gives to the aggregates."""
@@ -134,18 +124,16 @@ class WindowStep(KeyedStep[Panes]):
         rows: Rows,
     ) -> bool:
         """Take a record in and give what is due; return whether any window took the record."""
-        state = self._states.get(key)
-        if state is None:
-            state = Panes(time_ms, time_ms, {})
-            self._look_at(key, state, time_ms - self._delay_ms)
-        state.newest_ms = max(state.newest_ms, time_ms)
+        state = self._met(key, time_ms, Panes(time_ms, time_ms, {}))
         taking = self._taking(key, state, time_ms, origin)
         for pane in taking:
             pane.is_given, pane.origin = False, origin
             for aggregate, number in zip(pane.aggregates, numbers, strict=True):
                 aggregate.add(number)
         given_up = self._states.put(key, state)
-        due = [*self._due_of(key, state), *self._due_elsewhere(), *_not_given(given_up)]
+        due = [*self._due_of(key, state), *_not_given(given_up)]
+        for silent in self._silent():
+            due += self._due_of(*silent)
         self._give(due, rows)
         return bool(taking)
 
@@ -167,17 +155,6 @@ class WindowStep(KeyedStep[Panes]):
         most = self._window.max_values
         return [one.make(most, number) for one in self._aggregations.values()]
 
-    @property
-    def _silence_ms(self) -> int:
-        """Up to when records of keys that went silent are taken to be there."""
-        if self._ttl_ms is None or self._states.clock is None:
-            return NEVER_MS
-        return self._states.clock - self._ttl_ms
-
-    def _watermark(self, state: Panes) -> int:
-        """Return up to when the records of a key are taken to be there."""
-        return max(state.newest_ms - self._delay_ms, self._silence_ms)
-
     def _due_of(self, key: Hashable, state: Panes) -> list[Due]:
         """Return the windows of a key that are due, and forget those that take no more."""
         watermark = self._watermark(state)
@@ -189,35 +166,10 @@ class WindowStep(KeyedStep[Panes]):
                 del state.panes[pane.start_ms]
         return due
 
-    def _due_elsewhere(self) -> list[Due]:
-        """Return the windows that are due by the newest record of all."""
-        due: list[Due] = []
-        while self._looks and self._looks[0][0] <= self._silence_ms:
-            when_ms, _, key = heapq.heappop(self._looks)
-            state = self._states.get(key)
-            if state is None or state.look_ms != when_ms:
-                continue
-            own_ms = state.newest_ms - self._delay_ms
-            if own_ms > self._silence_ms:  # until then it tells by itself what is due
-                self._look_at(key, state, own_ms)
-                continue
-            due += self._due_of(key, state)
-            if state.panes:
-                ends = [pane.end_ms for pane in state.panes.values()]
-                later = [end + self._lateness_ms for end in ends]
-                self._look_at(
-                    key, state, min(end for end in [*ends, *later] if end > self._silence_ms)
-                )
-            else:
-                self._states.remove(key)
-        return due
-
-    def _look_at(self, key: Hashable, state: Panes, when_ms: int) -> None:
-        """See to it that a key is looked at, whether or not there are more records of it."""
-        state.look_ms = when_ms
-        if self._ttl_ms is not None:
-            self._num_looks += 1
-            heapq.heappush(self._looks, (when_ms, self._num_looks, key))
+    def _next_ms(self, state: Panes) -> int | None:
+        ends = [pane.end_ms for pane in state.panes.values()]
+        ends += [end + self._lateness_ms for end in ends]
+        return min((end for end in ends if end > self._watermark(state)), default=None)
 
     def _give(self, due: list[Due], rows: Rows) -> None:
         """Make windows records, in the order of their ends."""

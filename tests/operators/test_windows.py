@@ -108,7 +108,7 @@ class Definition:
         for other, others in list(self.windows.items()):
             watermark = self.watermark(other)
             others[:] = [one for one in others if one.end + self.lateness > watermark]
-            silence = self.clock - self.ttl if self.ttl is not None else -1
+            silence = self.clock - self.ttl if self.ttl is not None else -(10**12)
             if not others and self.newest[other] - self.delay <= silence:
                 del self.windows[other], self.newest[other]
 

@@ -5,9 +5,9 @@ handles a record after it was committed, or has not flushed it by then, is caugh
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,7 +21,13 @@ from streamflow.contracts import Context, Processed, Processor
 from streamflow.errors import CheckpointError, StreamflowError
 from streamflow.graph import Graph
 from streamflow.nodes import Operator
+from streamflow.operators.deduplication import Deduplicate
+from streamflow.operators.history import History
+from streamflow.operators.joins import Join
+from streamflow.operators.sampling import Sample
 from streamflow.operators.step import Step
+from streamflow.operators.throttling import Throttle
+from streamflow.operators.windows import Window
 from streamflow.records import Batch, Partition, concatenate, split_rejected
 from streamflow.runtime.run import Run, opened_run
 from streamflow.runtime.starting import Checkpointing
@@ -108,7 +114,7 @@ class Commits(list[dict[Partition, int]]):
 
 
 class Turn(Operator):
-    """Filters, multiplies, rejects, routes, keeps the first records, or waits for three."""
+    """Filters, multiplies, rejects, routes, keeps some records, waits, or does as a real one."""
 
     type: Literal["turn"] = "turn"
     does: str
@@ -122,7 +128,71 @@ class Turn(Operator):
 
     @contextmanager
     def open(self, context: Context) -> Iterator[Processor]:
-        yield TurnStep(self)
+        if self.does not in REAL:
+            yield TurnStep(self)
+            return
+        with REAL[self.does].open(context) as step:
+            yield RealStep(self, step)
+
+
+REAL: Mapping[str, Operator] = {
+    "deduplicate": Deduplicate(inputs=("in",), by="k", ttl=9, max_keys=3),
+    "history": History(inputs=("in",), by="k", fields=("n",), length=2, current=False),
+    "join": Join(inputs=("l", "r"), by="k", delay=5, ttl=8, fields=("k",), prefix="other_"),
+    "sample": Sample(inputs=("in",), by="k", every=2),
+    "throttle": Throttle(inputs=("in",), per=3, records=2),
+    "real window": Window(inputs=("in",), by="k", size=4, delay=2, ttl=6, fields={"n": "max(n)"}),
+}
+"""Operators that remember, hold back and leave out, given numbers as records of their own."""
+
+
+class RealStep(Step):
+    """A real operator between numbers: each record is told by one that it came of.
+
+    What does not come out at once is held, and may come when it is committed already.
+    """
+
+    def __init__(self, turn: Turn, step: Processor) -> None:
+        self._turn = turn
+        self._step = step
+        self._held: set[int] = set()
+
+    def process(self, batch: Batch) -> Processed:
+        numbers = batch.rows()
+        for number in numbers:
+            self._turn.watch.handled(self._turn.name, number)
+            if number == self._turn.error_at:
+                message = "a fault"
+                raise RuntimeError(message)
+        values = [{"n": number, "k": number % 3} for number in numbers]
+        times = [1000 * (number % 1000) for number in numbers]
+        senders = ["r" if number % 4 == 0 else "l" for number in numbers]
+        given = replace(batch, values=values, timestamps_ms=times, senders=senders)
+        processed = self._plain(self._step.process(given))
+        out = processed.batch.rows() if processed.batch else []
+        self._hold(Counter(numbers) - Counter(out))
+        return processed
+
+    def end(self) -> Processed:
+        return self._plain(self._step.end())
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self._step.state(), "held": sorted(self._held)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._step.restore(state["step"])
+        self._hold(state["held"])
+
+    def _hold(self, numbers: Iterable[int]) -> None:
+        self._held |= set(numbers)
+        self._turn.watch.held |= self._held
+
+    def _plain(self, processed: Processed) -> Processed:
+        assert processed.rejected is None
+        if processed.batch is None:
+            return processed
+        numbers = [row["n"] for row in processed.batch.rows()]
+        return Processed(replace(processed.batch, values=numbers))
 
 
 def copies(does: str, number: int) -> int:
@@ -170,7 +240,8 @@ class TurnStep(Step):
         return Processed(waiting.slice(0, whole) or None)
 
     def end(self) -> Processed:
-        return Processed(self._window)  # which stays, for nobody may ask for more after the end
+        window, self._window = self._window, None  # a later run must not give it again
+        return Processed(window)
 
     def state(self) -> dict[str, Any]:
         return {"held": self._held, "window": self._window and save_batch(self._window)}
@@ -219,7 +290,7 @@ def plans(draw: st.DrawFn) -> Plan:
     origins = [{source} for source in range(nodes)]
     for _ in range(draw(st.integers(1, 4))):
         inputs = draw(st.sets(st.integers(0, nodes - 1), min_size=1, max_size=2))
-        does = draw(st.sampled_from(DOES))
+        does = draw(st.sampled_from([*DOES, *REAL]))
         merge = draw(st.sampled_from(["arrival", "round_robin"]))
         origins.append(set().union(*(origins[sender] for sender in inputs)))
         is_routed = any(
@@ -430,7 +501,7 @@ def test_nothing_is_committed_before_it_is_finished_and_all_is_in_the_end(plan: 
                 done |= set(own[first :: 2 if place else 1][:position])
     assert done == {number for own in all_numbers for number in own}
     policies = {overflow for _, _, _, overflow in plan.operators}
-    keeping = {"hold"} if plan.every else {"hold", "window"}  # and a crash takes it
+    keeping = {"hold", *REAL} if plan.every else {"hold", "window", *REAL}  # and a crash takes it
     if policies == {"block"} and keeping.isdisjoint(does for does, _, _, _ in plan.operators):
         found = [Counter(map(number_of, sink.probe.values)) for sink in sinks]
         for got, wanted in zip(found, expected(plan, all_numbers), strict=True):
