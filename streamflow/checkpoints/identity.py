@@ -7,7 +7,7 @@ A run goes on from a checkpoint only if these are the same; all else may change 
 | graph | names of sources, operators and models | its own name, `shutdown_timeout`, `failure_budget`, `checkpoint` |
 | source | every option, since they say which records come and what their positions mean | secrets, what its class calls incidental |
 | operator | `inputs`, `merge`, every option of its own | `overflow`, `buffer`, secrets, what its class calls incidental |
-| model | `inputs`, `merge`; `network`, `features`, `nan`, `target`, `horizon`, the task, `classes`, `standardize_target`; `loss`; the names of its optimizers; `state`, `keys`; `seed`, `weights` | options of optimizers, `groups`, `scheduler`, `accumulate`, `clip_norm`, `clip_over`, `allow_nonfinite`; `stages`, `rate`, `schedule`, `backward`, `executor`, `devices`, `compile`; `max_keys`, `learn`, `carry`, `window`; `overflow`, `buffer` |
+| model | `inputs`, `merge`; `network`, `features`, `nan`, `target`, `horizon`, the task, `classes`, `standardize_target`; `loss`; the names of its optimizers; `state`, `keys`; `seed`, `weights` | options of optimizers, `groups`, `scheduler`, `accumulate`, `class_weights`, `clip_norm`, `clip_over`, `allow_nonfinite`; `stages`, `rate`, `schedule`, `backward`, `executor`, `devices`, `compile`; `max_keys`, `learn`, `carry`, `window`; `overflow`, `buffer` |
 | sink, dead letters | nothing | everything |
 
 `seed` and `weights` are where learning began: with others a user expects to begin anew, and going on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -88,6 +88,11 @@ class Model(Operator):
     classes: tuple[str | int, ...] | None = Field(
         None, min_length=2, description="Class labels, in the order of the network's outputs."
     )
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="How much a record of each class is learned: factors by label, or balanced, "
+        "the rarer the more, up to 10.",
+    )
     loss: str | dict[str, dict[str, Any]] | Named | None = Field(
         None,
         description="Loss of torch.nn.functional, alone or with its options, or "
@@ -164,6 +169,14 @@ class Model(Operator):
     window: int = Field(
         1000, ge=1, description="Number of records of the windowed score in reports."
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _check_labels(cls, declared: Any) -> Any:
+        """Name classes by text, as YAML does."""
+        if isinstance(declared, Mapping):
+            return {str(label): weight for label, weight in declared.items()}
+        return declared
 
     @field_validator("network", "loss", "optimizer", "scheduler")
     @classmethod
@@ -242,6 +255,12 @@ class Model(Operator):
         if repeated := [name for index, name in enumerate(classes) if name in classes[:index]]:
             yield Problem(
                 ("classes",), f"expected each class once, found {repeated[0]} twice; remove one"
+            )
+        if self.class_weights is not None and (task == "regression" or not self.target):
+            yield Problem(
+                ("class_weights",),
+                f"expected class_weights with a target of classes, found "
+                f"{task if self.target else 'no target'}; remove it",
             )
         if task == "binary" and classes and len(classes) != 2:
             yield Problem(

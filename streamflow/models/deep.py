@@ -12,7 +12,7 @@ from torch import nn
 from streamflow.callables import CallableError
 from streamflow.errors import GraphError, Problem, StreamflowError
 from streamflow.models.declaration import Model
-from streamflow.models.heads import make_head, one_tensor
+from streamflow.models.heads import ClassHead, make_head, one_tensor
 from streamflow.models.network import (
     build_loss,
     build_network,
@@ -20,6 +20,7 @@ from streamflow.models.network import (
     build_scheduler,
 )
 from streamflow.models.options import pipeline_options
+from streamflow.models.weighting import Weighting
 from streamflow.pipeline.assembly import check_options
 from streamflow.pipeline.checks import takes_target
 
@@ -118,8 +119,18 @@ def _fit_problems(model: Model, network: nn.Module, *, only_scalars: bool) -> It
             where = ("network", index) if is_listed else ("network",)
             yield Problem(where, _misfit(layer, index, before, error))
             return
+    yield from _output_problems(model, output)
+
+
+def _output_problems(model: Model, output: Any) -> Iterator[Problem]:
+    """Yield why the output of one record does not fit the task, or the classes their weights."""
+    head = make_head(model)
     try:
-        make_head(model).fit(one_tensor(output))
+        head.fit(one_tensor(output))
+        if isinstance(head, ClassHead):
+            Weighting(model, head.classes or ())
+    except GraphError as error:
+        yield from error.problems
     except StreamflowError as error:
         yield _problem(("network",), str(error))
 

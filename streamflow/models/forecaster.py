@@ -118,7 +118,8 @@ class Forecaster(ModelNode):
             return target
         self._met.append((held, target))
         if self._model.learn:
-            self._pipeline.learn(held.inputs, self._head.stack(learned))
+            self._weighting, factors = self._weighed(encoded)
+            self._pipeline.learn(held.inputs, self._head.stack(learned), weights=factors)
         return target
 
     def _score_met(self) -> None:

@@ -28,21 +28,22 @@ class Learner(ModelNode):
         samples, refused = self._with_streams(samples)
         while samples:
             scale, scaled = self._scaled(samples)
+            weighting, factors = self._weighed(samples.encoded)
             imputation, inputs = self._filled(samples.inputs)
             try:
-                outputs = self._process(replace(samples, inputs=inputs), scaled)
+                outputs = self._process(replace(samples, inputs=inputs), scaled, factors)
             except SampleError as error:  # nothing has entered: go on without that sample
                 refused[samples.indices[error.index]] = str(error)
                 samples = samples.without(error.index)
                 continue
-            self._scale, self._imputation = scale, imputation
+            self._scale, self._imputation, self._weighting = scale, imputation, weighting
             predicted = self._decoded(outputs, scaled)
             self._score(predicted, samples.targets, keys=samples.batch.keys)
             values = self._values(samples, predicted, samples.targets, self._pipeline.steps)
             return samples, values, refused
         return samples, {}, refused
 
-    def _process(self, samples: Samples, scaled: Scaled | None) -> Tensor:
+    def _process(self, samples: Samples, scaled: Scaled | None, factors: Tensor | None) -> Tensor:
         if not self._model.learn or not self._model.target:
             return one_tensor(self._pipeline.process(samples.inputs, keys=self._streams(samples)))
         encoded = scaled.targets if scaled else samples.encoded
@@ -52,6 +53,7 @@ class Learner(ModelNode):
                 samples.inputs,
                 self._head.stack(encoded),
                 learn=is_known,
+                weights=factors,
                 keys=self._streams(samples),
             )
         )

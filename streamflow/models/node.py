@@ -16,6 +16,8 @@ from streamflow.models.imputation import Imputation
 from streamflow.models.portable import original, portable
 from streamflow.models.samples import SampleReader, Samples
 from streamflow.models.scaling import TargetScale
+from streamflow.models.targets import Targets
+from streamflow.models.weighting import Weighting
 from streamflow.pipeline import Pipeline
 from streamflow.records import MISSING, Batch, Values, split_rejected, without_missing
 
@@ -31,6 +33,7 @@ class ModelNode(ABC):
         self._scorer: Scorer | None = None
         self._scale: TargetScale | None = None
         self._imputation: Imputation | None = None
+        self._weighting: Weighting | None = None
 
     def process(self, batch: Batch) -> Processed:
         """Predict every record, and learn what there is to learn."""
@@ -64,6 +67,7 @@ class ModelNode(ABC):
             "samples": self._reader.state(),
             "scale": None if self._scale is None else self._scale.state(),
             "imputation": None if self._imputation is None else self._imputation.state(),
+            "weighting": None if self._weighting is None else self._weighting.state(),
             "scorer": None if self._scorer is None else self._scorer.state(),
         }
 
@@ -75,6 +79,9 @@ class ModelNode(ABC):
             self._scale = TargetScale.restored(state["scale"])
         if state["imputation"] is not None:
             self._imputation = Imputation.restored(state["imputation"])
+        if state["weighting"] is not None and self._model.class_weights is not None:
+            self._weighting = self._make_weighting()
+            self._weighting.restore(state["weighting"])
         if state["scorer"] is not None and (scorer := self._make_scorer()):
             scorer.restore(state["scorer"])
             self._scorer = scorer
@@ -93,6 +100,16 @@ class ModelNode(ABC):
         if not self._model.imputes:
             return None, inputs
         return (self._imputation or Imputation(self._reader.imputed_F)).fill(inputs)
+
+    def _weighed(self, encoded: Targets) -> tuple[Weighting | None, Tensor | None]:
+        """Return what is known of the classes after some targets, and their factors."""
+        if self._model.class_weights is None:
+            return None, None
+        return (self._weighting or self._make_weighting()).absorb(encoded)
+
+    def _make_weighting(self) -> Weighting:
+        assert isinstance(self._head, ClassHead)
+        return Weighting(self._model, self._head.classes or ())
 
     def _make_scorer(self) -> Scorer | None:
         task = self._model.resolved_task

@@ -52,3 +52,11 @@ def test_the_network_that_embeds_takes_its_features() -> None:
     rows = [{"sku": f"sku-{i % 9}", "price": i % 3, "y": float(i % 9)} for i in range(9)]
     outcome = run(line(network=names["Sales"], features=(index, "price")), rows)
     assert len(outcome.records) == 9
+
+
+def test_a_model_with_weights_skips_what_is_incomplete(folder: Path) -> None:
+    stats = finished(blocks(PAGE, "yaml")[1], folder)
+    report = stats.nodes["many"].report
+    missing = (folder / "sales.jsonl").read_text().count('"price": null')
+    assert report["incomplete"] == missing > 50
+    assert report["score"]["windowed"]["model"]["kappa"] > 0.3
