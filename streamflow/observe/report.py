@@ -53,7 +53,9 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
         parts.append(Text(_checkpoints(stats.checkpoints)))
     for name, node in stats.nodes.items():
         if score := node.report.get("score"):
-            parts.append(_score_table(name, score))
+            is_without_target = node.report.get("samples", 0) > 1 and not score["scored"]
+            without = f"{name}: nothing scored, as no record had a target; check its name"
+            parts.append(Text(without) if is_without_target else _score_table(name, score))
     return Group(*parts)
 
 

@@ -70,6 +70,18 @@ def test_tables_show_the_nodes_and_the_score() -> None:
     assert any("model" in line and "no change" in line for line in lines)
 
 
+def test_a_target_that_no_record_had_is_told() -> None:
+    def lines(samples: int, scored: int) -> list[str]:
+        report = {"samples": samples, "score": SCORE | {"scored": scored}}
+        node = NodeStats("model", received=2, sent=2, rejected=0, skipped=0, report=report)
+        return shown("g", Stats("finished", 2.0, {"m": node}))
+
+    told = "m: nothing scored, as no record had a target; check its name"
+    assert told in lines(samples=2, scored=0)
+    assert told not in lines(samples=1, scored=0)  # the first one has no baseline to score beside
+    assert told not in lines(samples=2, scored=1)
+
+
 def test_dropped_records_are_attributed_to_their_edge() -> None:
     edges = {
         "in": EdgeStats("drop_oldest", sent=1230, taken=1000, dropped=230),
