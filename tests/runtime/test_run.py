@@ -157,7 +157,7 @@ async def test_leaving_the_block_drains() -> None:
 async def test_a_blocked_sink_keeps_the_source_from_reading_ahead() -> None:
     source = numbers(50_000, batch_size=500)
     blocked, free = sink(gate=Gate(is_open=False)), sink()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with graph_of(source, blocked, free).open() as run:
             await anyio.wait_all_tasks_blocked()
             held = source.probe.num_received
