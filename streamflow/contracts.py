@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -89,8 +91,10 @@ class Fetch:
         bad = (None, None) if rejected is None else _cut_rejected(rejected, num_bad, count)
         ends: dict[Partition, int] = {}
         for batch in (head, *([bad[0].batch] if bad[0] else [])):
-            for partition, offset in zip(batch.partitions, batch.offsets, strict=True):
-                ends[partition] = max(ends.get(partition, 0), offset + 1)
+            pairs = zip(batch.partitions, batch.offsets, strict=True)
+            for partition, run in groupby(pairs, key=itemgetter(0)):
+                last = max(offset for _, offset in run)
+                ends[partition] = max(ends.get(partition, 0), last + 1)
         return Fetch(head, ends, bad[0], self.skipped), replace(
             self, batch=tail, rejected=bad[1], skipped=0
         )

@@ -10,9 +10,8 @@ Shapes: N samples, D outputs of each, R = 3 rows, M rows of the whole table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Protocol
-
-import numpy as np
 
 from streamflow.moments import Floats
 
@@ -91,4 +90,4 @@ class Measure(Protocol):
 
 def plain(number: Any) -> float | None:
     """Return a number as plain data, none if it is not finite."""
-    return float(number) if np.isfinite(number) else None
+    return float(number) if isfinite(number) else None

@@ -27,6 +27,7 @@ class ModelNode(ABC):
 
     def __init__(self, model: Model, pipeline: Pipeline) -> None:
         self._model = model
+        self._imputes, self._skips = model.imputes, model.skips  # which looks at every feature
         self._pipeline = pipeline
         self._head = make_head(model)
         self._reader = SampleReader(pipeline, model, self._head)
@@ -54,7 +55,7 @@ class ModelNode(ABC):
     def report(self) -> Mapping[str, Any]:
         """Return what the model has learned and how well it predicts."""
         report: dict[str, Any] = dict(self._pipeline.counters)
-        if self._model.skips:
+        if self._skips:
             report["incomplete"] = self._reader.num_incomplete
         if self._scorer:
             report |= {"score": self._scorer.report(), "history": self._scorer.history()}
@@ -97,7 +98,7 @@ class ModelNode(ABC):
 
     def _filled(self, inputs: Tensor) -> tuple[Imputation | None, Tensor]:
         """Return what is known of inputs after these, and these, without what is missing."""
-        if not self._model.imputes:
+        if not self._imputes:
             return None, inputs
         return (self._imputation or Imputation(self._reader.imputed_F)).fill(inputs)
 
