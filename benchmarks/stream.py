@@ -11,7 +11,8 @@ records is not measured: it pays for starting up. Jobs with compiled code get `L
 records.
 
 Then the same jobs get 500 records a second, through pipes and through topics, and each prediction
-is timed from sending its record to receiving it. Without --broker the broker is the embedded one.
+is timed from sending its record to receiving it. Without --broker the broker is the embedded one,
+which keeps 5 MB a partition, and has four.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ from streamflow_connectors.kafka import KafkaSink, KafkaSource
 FEATURES = [f"x{index}" for index in range(16)]
 FIELDS = [*FEATURES, "y", "sent"]
 LEARNING_RATE = 0.01
-LONGER = 8
+LONGER = 20
 PACE = 500  # records a second while latencies are taken
 PACED_RECORDS = 2500
 UNTIMED_RECORDS = 500  # of them, at the beginning
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.05
 LAYERS = [{"Linear": [16, 32]}, "ReLU", {"Linear": [32, 1]}]
 
 
@@ -357,7 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [f"{kind}-{way}" for kind in ("file", "kafka") for way in ("loop", "eager", "compiled")]
     parser.add_argument("jobs", nargs="*", default=names, metavar="JOB", help=", ".join(names))
-    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--records", type=int, default=4_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--broker")
     parser.add_argument("--do", help=argparse.SUPPRESS)

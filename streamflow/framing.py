@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, repeat
+from operator import contains
 from typing import Final, Protocol
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
@@ -122,7 +123,7 @@ class CsvSplitter:
         if self._is_first and lines:
             self._is_first = False
             lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
-        if self._open or any(self._quote in line for line in lines):
+        if self._open or any(map(contains, lines, repeat(self._quote))):
             lines = self._joined(lines)
         return _without_empty(lines)
 

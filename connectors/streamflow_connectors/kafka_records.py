@@ -17,6 +17,8 @@ Received: TypeAlias = Mapping[TopicPartition, list[ConsumerRecord]]
 
 T = TypeVar("T")
 
+NOTHING = frozenset((None, ()))  # a key, time or headers that are not there
+
 RECORD_BYTES = 200  # what a record takes in memory beside its payload, about
 
 
@@ -134,4 +136,4 @@ def _timestamp_ms(timestamp: int) -> int | None:
 
 def _if_any(column: list[T]) -> list[T] | None:
     """Return a column, or ``None`` if no record has an entry in it."""
-    return column if any(entry is not None and entry != () for entry in column) else None
+    return None if all(map(NOTHING.__contains__, column)) else column
