@@ -90,7 +90,9 @@ def delivery_problems(
         is_checkpointed: Whether it takes checkpoints.
     """
     ordered = _ordered(receivers)
-    places = {name: ("sinks", name) for name, node in receivers.items() if isinstance(node, Sink)}
+    places: dict[str, tuple[str, ...]] = {
+        name: ("sinks", name) for name, node in receivers.items() if isinstance(node, Sink)
+    }
     sinks = {name: node for name, node in receivers.items() if isinstance(node, Sink)}
     if dead_letter is not None:
         places[DEAD_LETTER], sinks[DEAD_LETTER] = (DEAD_LETTER,), dead_letter
