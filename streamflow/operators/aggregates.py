@@ -159,12 +159,12 @@ class Quantile:
         return below + (numbers[math.ceil(place)] - below) * (place % 1)
 
     def save(self) -> list[Any]:
-        """Return the numbers that are kept, with their priorities."""
-        return [self._seed, self._count, list(self._kept)]
+        """Return how many there were, and those that are kept, with their priorities."""
+        return [self._count, list(self._kept)]
 
     def load(self, state: Sequence[Any]) -> None:
         """Take over what `save` returned."""
-        self._seed, self._count, kept = state
+        self._count, kept = state
         self._kept = list(kept)
 
     def _keep(self, entry: tuple[int, float]) -> None:

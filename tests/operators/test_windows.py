@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streamflow.conformance import make_batch
 from streamflow.contracts import Context
 from streamflow.errors import GraphError
+from streamflow.operators.aggregates import Quantile
 from streamflow.operators.windows import Window
 from streamflow.records import Record
 from streamflow.testing import check_operator
@@ -221,6 +222,27 @@ def test_windows_are_their_definition(
     assert found.report == report
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(numbers, st.integers(0, 14).map(lambda n: 500 * n)), max_size=9),
+    st.sampled_from([1, 2]),
+    st.sampled_from([0, 1, 20]),
+    st.sampled_from([0, 3]),
+)
+def test_sessions_that_meet_are_one(
+    pairs: list[tuple[float, int]], gap: int, delay: int, lateness: int
+) -> None:
+    operator = window(gap=gap, delay=delay, lateness=lateness)
+    definition = Definition(operator)
+    for index, (number, time) in enumerate(pairs):
+        definition.take(index, "x", time, number)
+    definition.end()
+    stream = [Record({"a": number}, "x", time) for number, time in pairs]
+    found = run(operator, stream).records
+    rows = [(one.value, one.key, one.timestamp_ms, one.position) for one in found]
+    assert rows == approx(definition.rows)
+
+
 @settings(max_examples=60, deadline=None)
 @given(records, spans, options)
 def test_windows_go_on(stream: list[Record], span: dict[str, Any], others: dict[str, Any]) -> None:
@@ -356,6 +378,24 @@ def test_samples_of_two_sessions_make_one_of_both() -> None:
     [value] = run(operator, stream).values
     assert value["n"] == 16_000
     assert abs(value["q"] - 8000) < 5 * 16_000 * 0.5 / np.sqrt(500)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-9, 9), max_size=30), st.lists(st.floats(-9, 9), max_size=30))
+def test_a_sample_is_that_of_all_values_whatever_came_together(
+    one: list[float], other: list[float]
+) -> None:
+    def taken(most: int) -> Quantile:
+        first, second = Quantile(0.5, most, 1), Quantile(0.5, most, 2)
+        for quantile, numbers in ((first, one), (second, other)):
+            for number in numbers:
+                quantile.add(number)
+        first.absorb(second)
+        return first
+
+    (count, kept), (_, everything) = taken(5).save(), taken(100).save()
+    assert count == len(one) + len(other) == len(everything)
+    assert sorted(kept) == sorted(everything)[-5:]  # by priority, of which all differ
 
 
 @pytest.mark.parametrize(
