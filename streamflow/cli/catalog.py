@@ -59,7 +59,8 @@ def print_schema() -> int:
 def _print(found: Sequence[Entry]) -> None:
     console = Console()
     for entry in found:
-        console.print(Text(f"{entry.name}, a {entry.kind}", style="bold"))
+        article = "an" if entry.kind == "operator" else "a"
+        console.print(Text(f"{entry.name}, {article} {entry.kind}", style="bold"))
         for paragraph in (entry.summary, *entry.details, *entry.missing):
             console.print(Text(paragraph))
         if entry.options:

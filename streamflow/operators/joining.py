@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from streamflow.contracts import Processed
 from streamflow.durations import milliseconds
 from streamflow.operators.joins import Join
-from streamflow.operators.step import absent
+from streamflow.operators.step import absent, size_of
 from streamflow.operators.watermarks import WatermarkStep
 from streamflow.records import (
     Batch,
     Headers,
     Partition,
-    estimate_bytes,
     split_rejected,
     to_columns,
 )
@@ -61,6 +60,8 @@ class Sides:
     left: list[Left] = field(default_factory=list)
     right: list[Right] = field(default_factory=list)
 
+
+T = TypeVar("T", Left, Right)
 
 Pair: TypeAlias = tuple[Left, "Right | None"]
 """A record to give, and what it met."""
@@ -207,7 +208,7 @@ class JoinStep(WatermarkStep[Sides]):
             None if keys.count(None) == len(keys) else keys,
             None if times.count(None) == len(times) else times,
             headers if any(headers) else None,
-            size_bytes=sum(map(estimate_bytes, values)),
+            size_bytes=size_of(values),
         )
 
     def _save(self, state: Sides) -> Any:
@@ -283,15 +284,12 @@ class AllStep(JoinStep):
     def _give_up(self, sides: Sides, lefts: Sequence[Left]) -> list[Pair]:
         return [(left, None) for left in lefts if not left.is_matched]
 
-    def _near(self, side: Sequence[Any], time_ms: int) -> Iterator[Any]:
-        """Yield what is within the time of a record, in the order of time."""
+    def _near(self, side: list[T], time_ms: int) -> list[T]:
+        """Return what is within the time of a record, in the order of time."""
         assert self._within_ms is not None
-        for place in range(
-            bisect_right(side, time_ms - self._within_ms - 1, key=BY_TIME), len(side)
-        ):
-            if side[place].time_ms > time_ms + self._within_ms:
-                return
-            yield side[place]
+        first = bisect_left(side, time_ms - self._within_ms, key=BY_TIME)
+        last = bisect_right(side, time_ms + self._within_ms, key=BY_TIME)
+        return side[first:last]
 
     def _next_ms(self, known: Sides) -> int | None:
         assert self._within_ms is not None

@@ -44,7 +44,11 @@ def absent(batch: Batch, index: int, name: str) -> str:
 
 
 def with_new_values(batch: Batch, values: list[Any]) -> Batch:
-    """Return the batch with other values and its size estimated anew, from a few of them."""
+    """Return the batch with other values, at least one, and its size estimated anew."""
+    return replace(batch, values=to_columns(values), size_bytes=size_of(values))
+
+
+def size_of(values: list[Any]) -> int:
+    """Return about how many bytes values take, at least one, estimated from a few of them."""
     sample = values[:: -(-len(values) // SIZED_VALUES)]
-    size_bytes = sum(map(estimate_bytes, sample)) * len(values) // len(sample)
-    return replace(batch, values=to_columns(values), size_bytes=size_bytes)
+    return sum(map(estimate_bytes, sample)) * len(values) // len(sample)

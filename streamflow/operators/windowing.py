@@ -10,9 +10,10 @@ from streamflow.contracts import Processed
 from streamflow.durations import milliseconds
 from streamflow.operators.aggregates import Aggregate, aggregation
 from streamflow.operators.evaluation import cause_of, told
+from streamflow.operators.step import size_of
 from streamflow.operators.watermarks import WatermarkStep
 from streamflow.operators.windows import Fixed, Pane, Panes, Sessions, Window
-from streamflow.records import Batch, Partition, estimate_bytes, split_rejected, to_columns
+from streamflow.records import Batch, Partition, split_rejected, to_columns
 
 Due = tuple[Hashable, Pane]
 """A key and a window of it that is due."""
@@ -47,7 +48,7 @@ class Rows:
             self.offsets,
             None if all(key is None for key in self.keys) else self.keys,
             self.times_ms,
-            size_bytes=sum(map(estimate_bytes, self.values)),
+            size_bytes=size_of(self.values),
         )
 
 

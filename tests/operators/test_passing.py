@@ -234,6 +234,8 @@ def test_times_come_from_a_field() -> None:
         8: "expected the field at, found none",
         9: "at: expected a time, found inf",
     }
+    near = [{"at": "1970-01-01 00:00:02"}, {"at": 3.1}]
+    assert run(throttle, near).values == near
     cause = "expected a time, found none; name the field that holds it in time"
     assert run(Throttle(inputs=("in",), per="1s"), [{"a": 1}]).causes == {0: cause}
 

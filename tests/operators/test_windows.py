@@ -300,6 +300,18 @@ def test_sessions_meet() -> None:
     assert starts(late, 0, 3, 1.5) == [(0, 3, 0)]
 
 
+def test_a_session_counts_on_from_the_part_that_was_given_most() -> None:
+    operator = window(gap=6, lateness=100)
+    found = run(operator, stream_of(0, 10, 30, 10.5, 5)).values
+    assert [(one["start_ms"], one["n"], one["revision"]) for one in found] == [
+        (0, 1, 0),
+        (10_000, 1, 0),
+        (10_000, 2, 1),
+        (0, 4, 2),
+        (30_000, 1, 0),
+    ]
+
+
 def test_over_a_stop_windows_stay_open_and_the_end_closes_them_once() -> None:
     with window(size=10).open(Context("node")) as processor:
         processor.process(make_batch(stream_of(1, 2)))
