@@ -9,11 +9,14 @@ from typing import Any
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 
 from streamflow import Graph
 from streamflow_connectors.http import HttpSource
+from streamflow_connectors.redis import RedisSink, RedisSource
 from streamflow_connectors.websocket import WebSocketSink, WebSocketSource
 from tests.http.server import Request, serving
+from tests.redis.server import running
 from tests.test_docs import blocks
 from tests.traces import PLENTY
 from tests.websocket.server import serving as serving_websocket
@@ -78,7 +81,22 @@ async def test_the_example_of_websocket(tmp_path: Path) -> None:
     assert copied == ['{"price":5}']
 
 
-@pytest.mark.parametrize("declared", [HttpSource, WebSocketSource, WebSocketSink])
+@pytest.mark.asyncio
+async def test_the_example_of_redis(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        text = example("meters", "").replace("localhost:6379", f"127.0.0.1:{server.port}")
+        redis: Any
+        async with Redis(port=server.port) as redis:
+            await redis.xadd("readings", {"value": '{"load": 5}'})
+            await run(text, tmp_path)
+            [(_, copied)] = await redis.xrange("copy")
+            assert copied[b"value"] == b'{"load":5}'
+            assert (await redis.xpending("readings", "machine"))["pending"] == 0
+
+
+@pytest.mark.parametrize(
+    "declared", [HttpSource, WebSocketSource, WebSocketSink, RedisSource, RedisSink]
+)
 def test_the_page_names_every_option(declared: Any) -> None:
     text = (Path(__file__).parent.parent / PAGE).read_text(encoding="utf-8")
     options = declared.model_fields.keys() - SHARED - IN_REFERENCE

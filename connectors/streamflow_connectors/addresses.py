@@ -1,4 +1,4 @@
-"""How to reach a server by its URL: the options that connectors for the web share."""
+"""How to reach a server by its URL: the options that connectors share."""
 
 from __future__ import annotations
 
@@ -14,29 +14,23 @@ from streamflow.contracts import Context
 from streamflow_connectors.tls import Certificates
 
 
-class WebAddress(Certificates):
+class Address(Certificates):
     """Where the server is, and who asks.
 
     Attributes:
         schemes: What the URL may begin with, without and with encryption.
+        ports: Where servers listen if the URL does not say, likewise.
     """
 
     schemes: ClassVar[tuple[str, str]]
-    incidental: ClassVar[frozenset[str]] = frozenset(
-        {"connect_timeout", "retry_for", "username", "headers", "read_timeout"}
-    )
+    ports: ClassVar[tuple[int, int]] = (80, 443)
+    incidental: ClassVar[frozenset[str]] = frozenset({"connect_timeout", "retry_for", "username"})
 
     url: str = Field(
         min_length=1, description="Where the server is; keep secrets out of it, it is shown."
     )
-    token: SecretStr | None = Field(
-        None, description="Token to identify with, sent as a bearer token."
-    )
-    username: str | None = Field(None, description="Name to log in with, instead of a token.")
+    username: str | None = Field(None, description="Name to log in with.")
     password: SecretStr | None = Field(None, description="Password to log in with.")
-    headers: dict[str, str] = Field(
-        default_factory=dict, description="Headers to send along; none of them a secret."
-    )
     connect_timeout: float = Field(
         15.0, gt=0, description="Seconds within which a connection must come about."
     )
@@ -64,20 +58,62 @@ class WebAddress(Certificates):
             raise ValueError(message)
         return url
 
-    @field_validator("password")
+    @property
+    def shown(self) -> str:
+        """The URL as messages show it, without its query."""
+        return self.url.partition("?")[0]
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the URL says so."""
+        return urlsplit(self.url).scheme == self.schemes[1]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The server."""
+        parts = urlsplit(self.url)
+        port = parts.port or self.ports[self.is_encrypted]
+        return (f"{parts.hostname}:{port}",)
+
+    async def tls_in_thread(self, context: Context) -> ssl.SSLContext | None:
+        """Return what encrypts connections, if they are encrypted.
+
+        Raises:
+            ConnectorError: A certificate or key cannot be read.
+        """
+        if not self.is_encrypted:
+            return None
+        return await to_thread.run_sync(self.tls, context)
+
+
+class WebAddress(Address):
+    """Where a web server is, and who asks."""
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"headers", "read_timeout"})
+
+    token: SecretStr | None = Field(
+        None, description="Token to identify with, sent as a bearer token, instead of a login."
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="Headers to send along; none of them a secret."
+    )
+
+    @field_validator("token")
     @classmethod
-    def _check_login(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        has_name, has_token = (info.data.get(name) is not None for name in ("username", "token"))
-        if has_name != (password is not None):
+    def _check_login(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        has_name, has_password = (
+            info.data.get(name) is not None for name in ("username", "password")
+        )
+        if has_name != has_password:
             message = (
                 f"expected username and password together, found only "
                 f"{'username' if has_name else 'password'}; give both, or neither"
             )
             raise ValueError(message)
-        if has_name and has_token:
+        if has_name and token is not None:
             message = "expected either a token or a login, found both; remove one"
             raise ValueError(message)
-        return password
+        return token
 
     @field_validator("headers")
     @classmethod
@@ -91,18 +127,6 @@ class WebAddress(Certificates):
                 raise ValueError(message)
         return headers
 
-    @property
-    def shown(self) -> str:
-        """The URL as messages show it, without its query."""
-        return self.url.partition("?")[0]
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """The server."""
-        parts = urlsplit(self.url)
-        port = parts.port or (443 if parts.scheme == self.schemes[1] else 80)
-        return (f"{parts.hostname}:{port}",)
-
     def request_headers(self) -> dict[str, str]:
         """Return the headers of requests, with what identifies."""
         if self.token is not None:
@@ -111,13 +135,3 @@ class WebAddress(Certificates):
             login = f"{self.username}:{self.password.get_secret_value()}".encode()
             return {**self.headers, "Authorization": f"Basic {b64encode(login).decode()}"}
         return dict(self.headers)
-
-    async def tls_in_thread(self, context: Context) -> ssl.SSLContext | None:
-        """Return what encrypts connections, if they are encrypted.
-
-        Raises:
-            ConnectorError: A certificate or key cannot be read.
-        """
-        if urlsplit(self.url).scheme != self.schemes[1]:
-            return None
-        return await to_thread.run_sync(self.tls, context)

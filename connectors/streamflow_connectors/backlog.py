@@ -37,6 +37,8 @@ class Item:
 
     Attributes:
         cause: Why it cannot be used, if so.
+        partition: Where it stands, if the system tells.
+        offset: Likewise, within the partition.
     """
 
     payload: bytes
@@ -44,6 +46,8 @@ class Item:
     timestamp_ms: int | None = None
     headers: Headers = ()
     cause: str | None = None
+    partition: Partition | None = None
+    offset: int = 0
 
 
 class Backlog:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import stamina
 
-from streamflow.errors import ConnectorError
+from streamflow.errors import ConnectorError, StreamflowError
 
 FIRST_WAIT: Final = 0.1
 LONGEST_WAIT: Final = 2.0
@@ -71,7 +71,7 @@ class Retries:
                 with attempt:
                     return await action()
         except Exception as error:
-            if self._passing(error) is None:
+            if self._why(error) is None:
                 raise
             raise self._gave_up() from error
         message = "unreachable: attempts are without end"
@@ -89,7 +89,7 @@ class Retries:
         return f"retrying {self._target} for {seconds:.0f} s: {self._reason}"
 
     def _is_worth_a_try(self, error: Exception) -> bool:
-        reason = self._passing(error)
+        reason = self._why(error)
         if reason is None:
             return False
         now = time.monotonic()
@@ -98,6 +98,10 @@ class Retries:
         self._last, self._reason = now, reason
         self.num_failed += 1
         return now - self._since < self._retry_for
+
+    def _why(self, error: Exception) -> str | None:
+        """Return why something may pass; what this package says itself will not."""
+        return None if isinstance(error, StreamflowError) else self._passing(error)
 
     def _gave_up(self) -> ConnectorError:
         message = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ Answer = Callable[["Request"], None]
 
 
 class Request(BaseHTTPRequestHandler):
-    """What a client asks; `answers` says what becomes of it."""
+    """What a client asks; `Server.answer` says what becomes of it."""
 
     server: Server
 
@@ -49,7 +50,6 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         requests: The headers of all requests.
-        sent: What `serve_queue` sends, until None comes.
     """
 
     daemon_threads = True
@@ -59,6 +59,11 @@ class Server(ThreadingHTTPServer):
         self.answer = answer
         self.requests: list[dict[str, str]] = []
         self.scheme = "http"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that go away."""
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     @property
     def url(self) -> str:
