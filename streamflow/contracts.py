@@ -241,6 +241,6 @@ class Retrying(Protocol):
 class Reporting(Protocol):
     """A reader or writer that has figures of its own."""
 
-    def report(self) -> Mapping[str, int | float]:
-        """Return figures worth showing, by what they count."""
+    def report(self) -> Mapping[str, Any]:
+        """Return figures worth showing, numbers by what they count, and other plain data."""
         ...

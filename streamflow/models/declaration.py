@@ -166,6 +166,9 @@ class Model(Operator):
     weights: str | None = Field(None, description="File in safetensors to start from.")
     learn: bool = Field(True, description="Whether to learn, or only predict and score.")
     carry: tuple[str, ...] = Field((), description="Fields to copy into the output records.")
+    named: bool = Field(
+        False, description="Whether output records tell the name of the model, as `model`."
+    )
     window: int = Field(
         1000, ge=1, description="Number of records of the windowed score in reports."
     )
@@ -204,7 +207,8 @@ class Model(Operator):
                 "expected backward: newest with schedule: lockstep and only there, "
                 f"found {self.backward} with {self.schedule}; change one of them",
             )
-        if clash := sorted(set(self.carry) & set(OUTPUT_FIELDS)):
+        own = {*OUTPUT_FIELDS, "model"} if self.named else {*OUTPUT_FIELDS}
+        if clash := sorted(own.intersection(self.carry)):
             yield Problem(
                 ("carry",),
                 f"expected carry to name other fields than the output's own, found {clash[0]}; "

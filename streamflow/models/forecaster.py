@@ -33,8 +33,8 @@ MOST_KEYS = 100_000
 class Forecaster(ModelNode):
     """Predicts the target of the record that comes ``horizon`` later with the same key."""
 
-    def __init__(self, model: Model, pipeline: Pipeline) -> None:
-        super().__init__(model, pipeline)
+    def __init__(self, model: Model, pipeline: Pipeline, name: str) -> None:
+        super().__init__(model, pipeline, name)
         assert model.horizon is not None
         self._horizon = model.horizon
         self._held = Holding()

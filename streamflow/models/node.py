@@ -25,7 +25,8 @@ from streamflow.records import MISSING, Batch, Values, split_rejected, without_m
 class ModelNode(ABC):
     """Predicts, scores, learns; called from one worker thread at a time."""
 
-    def __init__(self, model: Model, pipeline: Pipeline) -> None:
+    def __init__(self, model: Model, pipeline: Pipeline, name: str) -> None:
+        self._name = name
         self._model = model
         self._imputes, self._skips = model.imputes, model.skips  # which looks at every feature
         self._pipeline = pipeline
@@ -146,6 +147,7 @@ class ModelNode(ABC):
                 "target": [MISSING if target is None else target for target in targets],
                 "step": list(steps),
                 "source": samples.batch.positions(),
+                **({"model": [self._name] * len(samples)} if self._model.named else {}),
                 **{field: samples.batch.column(field) for field in self._model.carry},
             },
             len(samples),

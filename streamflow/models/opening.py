@@ -21,4 +21,4 @@ def open_model(model: Model, context: Context) -> Iterator[Processor]:
     if model.weights is not None:
         load_weights(network, context.folder / model.weights)
     with Pipeline(network, **pipeline_options(model, context.folder)) as pipeline:
-        yield (Forecaster if model.horizon else Learner)(model, pipeline)
+        yield (Forecaster if model.horizon else Learner)(model, pipeline, context.name)

@@ -52,6 +52,8 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
     if stats.checkpoints is not None:
         parts.append(Text(_checkpoints(stats.checkpoints)))
     for name, node in stats.nodes.items():
+        if comparison := node.report.get("comparison"):
+            parts.append(Text(f"{name}: {verdict(comparison)}"))
         if score := node.report.get("score"):
             is_without_target = node.report.get("samples", 0) > 1 and not score["scored"]
             without = f"{name}: nothing scored, as no record had a target; check its name"
@@ -85,12 +87,12 @@ def _drops_table(stats: Stats) -> Table:
 
 
 def _own_figures(stats: Stats) -> list[str]:
-    """Return what sources, operators and sinks count themselves, where it is not zero."""
+    """Return what nodes count themselves, of models what they left out, where it is not zero."""
     return [
         f"{name}: {count:,} {what}"
         for name, node in stats.nodes.items()
-        if node.kind != "model"
         for what, count in node.report.items()
+        if node.kind != "model" or what == "incomplete"
         if count and isinstance(count, int | float)
     ]
 
@@ -113,3 +115,16 @@ def _score_table(name: str, score: Mapping[str, Any]) -> Table:
             numbers = [number(score[scope][column][metric]) for column in cumulative]
             table.add_row(metric.replace("_", " ") + suffix, *numbers)
     return table
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Return in a sentence which of two models is better, and how sure that is."""
+    means = [f"{name} {number(mean)}" for name, mean in comparison["means"].items()]
+    loss = f"mean {comparison['loss']}" + ("" if comparison["loss"] == "mistake" else " error")
+    found = f"{comparison['compared']:,} compared, {loss} of {' and '.join(means)}"
+    if not comparison["p_values"]:
+        return f"{found}; too few to tell which is better"
+    tests = ", ".join(f"{name} p = {p:.2g}" for name, p in comparison["p_values"].items())
+    if not comparison["is_significant"]:
+        return f"{found}; the difference is not significant ({tests})"
+    return f"{found}; {comparison['better']} is better, which is significant ({tests})"

@@ -60,3 +60,13 @@ def test_a_model_with_weights_skips_what_is_incomplete(folder: Path) -> None:
     missing = (folder / "sales.jsonl").read_text().count('"price": null')
     assert report["incomplete"] == missing > 50
     assert report["score"]["windowed"]["model"]["kappa"] > 0.3
+
+
+def test_the_better_of_two_models_is_found(folder: Path) -> None:
+    stats = finished(blocks(PAGE, "yaml")[2], folder)
+    comparison = stats.nodes["better"].report["comparison"]
+    assert comparison["compared"] == 2000
+    assert (comparison["better"], comparison["is_significant"]) == ("with_time", True)
+    for name, mean in comparison["means"].items():
+        score = stats.nodes[name].report["score"]["cumulative"]["model"]
+        assert abs(mean**0.5 - score["rmse"]) < 0.1  # which leaves out the very first
