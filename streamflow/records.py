@@ -41,6 +41,11 @@ Place: TypeAlias = "tuple[tuple[str, str | int], ...]"
 """What identifies a partition within its source, as (name, value) pairs."""
 
 
+def show_place(place: Place) -> str:
+    """Return a partition as text: ``topic=t partition=0``."""
+    return " ".join(f"{name}={value}" for name, value in place)
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """One ordered run of records of a source: a Kafka partition, a file, a queue.

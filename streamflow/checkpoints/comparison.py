@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from streamflow.checkpoints.reading import Checkpoint
 from streamflow.checkpoints.tensors import Header, kind_of
+from streamflow.records import show_place
 
 
 class Absent:
@@ -93,11 +94,6 @@ def _positions(checkpoint: Checkpoint) -> dict[str, Any]:
         named = {show_place(place): position for place, position in positions.items()}
         tree.setdefault(source, {})["position"] = named
     return tree
-
-
-def show_place(place: tuple[tuple[str, str | int], ...]) -> str:
-    """Return a partition as text: ``topic=t partition=0``."""
-    return " ".join(f"{name}={value}" for name, value in place)
 
 
 def compare_trees(path: str, one: Any, other: Any) -> Iterator[Change | None]:

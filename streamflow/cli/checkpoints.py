@@ -231,8 +231,9 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _show(found: Checkpoint) -> Answer:
-    from streamflow.checkpoints.comparison import outline, show_place
+    from streamflow.checkpoints.comparison import outline
     from streamflow.checkpoints.tensors import Header
+    from streamflow.records import show_place
 
     manifest = found.manifest
     nodes = {node: list(outline("", found.outline(node))) for node in manifest.states}

@@ -13,6 +13,9 @@ from rich.text import Text
 from streamflow.observe.live import number, retries
 from streamflow.runtime.stats import CheckpointStats, Stats
 
+MOST_PARTITIONS = 16
+"""Of which a report for a terminal tells the positions."""
+
 
 def report_data(graph: str, stats: Stats | None, failure: str | None = None) -> dict[str, Any]:
     """Return all that is known about a run, ready for JSON.
@@ -48,7 +51,7 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
     parts: list[RenderableType] = [Text(heading), _nodes_table(stats)]
     if stats.dropped:
         parts.append(_drops_table(stats))
-    parts += [Text(line) for line in [*retries(stats), *_own_figures(stats)]]
+    parts += [Text(line) for line in [*retries(stats), *_positions(stats), *_own_figures(stats)]]
     if stats.checkpoints is not None:
         parts.append(Text(_checkpoints(stats.checkpoints)))
     for name, node in stats.nodes.items():
@@ -84,6 +87,18 @@ def _drops_table(stats: Stats) -> Table:
                     f"{sender} -> {name}", edge.overflow, *(f"{count:,}" for count in counts)
                 )
     return table
+
+
+def _positions(stats: Stats) -> list[str]:
+    """Return for each source with partitions how far each of them has come, or the first ones."""
+    lines = []
+    for name, node in stats.nodes.items():
+        ends = [f"{place} at {end:,}" for place, end in node.positions.items() if place]
+        left = len(ends) - MOST_PARTITIONS
+        more = [f"and {left:,} more partitions"] if left > 0 else []
+        if ends:
+            lines.append(f"{name} goes on at: {', '.join([*ends[:MOST_PARTITIONS], *more])}")
+    return lines
 
 
 def _own_figures(stats: Stats) -> list[str]:

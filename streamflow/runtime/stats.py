@@ -38,6 +38,8 @@ class NodeStats:
         skipped: Records left out on purpose by the source (tombstones).
         waiting: Records in its inbox.
         behind: Records beyond the last one a source has received; ``None`` if unknown.
+        positions: Of a source: where each partition goes on that it has let records in from, those
+            of the runs before included where it goes on from a checkpoint.
         retrying: What a source or sink tries again, since when and why; ``None`` if all is well.
         report: The node's own figures: a model's score, what a source or sink counts.
         edges: What the node receives through, by the name of the sender.
@@ -50,6 +52,7 @@ class NodeStats:
     skipped: int = 0
     waiting: int = 0
     behind: int | None = None
+    positions: Mapping[str, int] = field(default_factory=dict)
     retrying: str | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     edges: Mapping[str, EdgeStats] = field(default_factory=dict)

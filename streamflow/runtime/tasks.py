@@ -30,7 +30,7 @@ from streamflow.contracts import (
 )
 from streamflow.errors import ConnectorError
 from streamflow.nodes import Operator, Sink, Source
-from streamflow.records import Batch, Partition, Rejected
+from streamflow.records import Batch, Partition, Rejected, show_place
 from streamflow.runtime.acks import Ledger, Share
 from streamflow.runtime.channels import Edge, Inbox, Parcel, finish, send_all
 from streamflow.runtime.checkpoints import Coordinator, Gate
@@ -211,7 +211,9 @@ class SourceTask(NodeTask):
 
     def _figures(self) -> dict[str, Any]:
         behind = self.reader.behind() if self.reader else None
-        return {"skipped": self._skipped, "behind": behind, **_told_by(self.reader)}
+        positions = {show_place(place): end for place, end in self.gate.positions.items()}
+        own = {"skipped": self._skipped, "behind": behind, "positions": positions}
+        return {**own, **_told_by(self.reader)}
 
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with self._source.open(self._context) as reader:

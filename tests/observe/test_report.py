@@ -124,3 +124,16 @@ def test_the_report_tells_of_checkpoints_and_of_what_is_tried_again() -> None:
     assert data["checkpoints"]["taken"] == 4
     assert data["nodes"]["out"]["retrying"] == reason
     assert report_data("g", Stats("failed", 2.0, NODES))["checkpoints"] is None
+
+
+def test_the_report_tells_which_partitions_have_been_read_and_how_far() -> None:
+    many = {f"topic=t partition={number}": 1000 + number for number in range(18)}
+    nodes = {
+        "many": NodeStats("source", 0, 0, 0, positions=many),
+        "whole": NodeStats("source", 0, 0, 0, positions={"": 7}),
+    }
+    lines = shown("g", Stats("finished", 2.0, nodes), width=1000)
+    [line] = [line for line in lines if "goes on at" in line]
+    assert line.startswith("many goes on at: topic=t partition=0 at 1,000, topic=t partition=1 at ")
+    assert line.rstrip().endswith("partition=15 at 1,015, and 2 more partitions")
+    assert report_data("g", Stats("finished", 2.0, nodes))["nodes"]["many"]["positions"] == many

@@ -509,3 +509,17 @@ async def test_a_stop_is_no_end_of_the_stream() -> None:
     assert out.probe.values == []
     await run_to_end(later, taken[-1])
     assert out.probe.values == [sum(range(30))]
+
+
+async def test_a_run_tells_positions_also_of_partitions_that_runs_before_have_read() -> None:
+    first, second = summing(10), summing(10)
+    taken: list[Snapshot] = []
+    with anyio.fail_after(20):
+        async with opened_run(first, Checkpointing(None, False, taken.append)) as run:
+            assert run.stats().nodes["in"].positions == {}
+            await run.wait()
+        assert run.stats().nodes["in"].positions == {"": 10}
+        async with opened_run(second, Checkpointing(taken[-1], False, taken.append)) as run:
+            await run.wait()
+    assert run.stats().nodes["in"].received == 0
+    assert run.stats().nodes["in"].positions == {"": 10}
