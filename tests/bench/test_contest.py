@@ -56,6 +56,12 @@ def test_a_process_that_ends_is_told_and_the_others_go_on() -> None:
     assert all(len(row.rounds) == 2 for name, row in rows.items() if name != "threads-2")
 
 
+def test_named_cuts_are_kept() -> None:
+    wide = ({"Linear": [3, 512]}, {"Linear": [512, 512]}, "Tanh", {"Linear": [512, 1]})
+    _, rows, _ = bench(model(network=wide, stages=["3"]), "inline-2")
+    assert rows["inline-2"].cuts == ("3",)
+
+
 def test_what_does_not_go_with_a_number_of_stages_is_told_and_the_others_go_on() -> None:
     declared = model(optimizer=["SGD", "Adam"], stages=2)
     result, rows, _ = bench(declared, "eager", "inline-2")

@@ -68,8 +68,9 @@ def test_samples_are_learned_in_turn_one_update_each(way: Way) -> None:
     assert_equal(found, net)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.2])
 @pytest.mark.parametrize("way", WAYS[:2], ids=lambda way: way.name)
-def test_the_options_of_a_model_shape_the_updates(way: Way) -> None:
+def test_the_options_of_a_model_shape_the_updates(way: Way, clip_norm: float | None) -> None:
     found = learn(
         network(),
         way,
@@ -77,7 +78,7 @@ def test_the_options_of_a_model_shape_the_updates(way: Way) -> None:
         groups={"*.bias": {"lr": 0.3}},
         scheduler={"ExponentialLR": {"gamma": 0.9}},
         accumulate=2,
-        clip_norm=0.2,
+        clip_norm=clip_norm,
     )
     net = network()
     groups: list[dict[str, Any]] = [
@@ -96,7 +97,7 @@ def test_the_options_of_a_model_shape_the_updates(way: Way) -> None:
             for sum_, value in zip(held, net.parameters(), strict=True):
                 value.grad = sum_.clone()
                 sum_.zero_()
-            nn.utils.clip_grad_norm_(net.parameters(), 0.2)
+            nn.utils.clip_grad_norm_(net.parameters(), clip_norm or float("inf"))
             optimizer.step()
             schedule.step()
     for name, wanted in net.named_parameters():
