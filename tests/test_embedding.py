@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -14,7 +15,8 @@ TEXT = (Path(__file__).parents[1] / "docs/embedding.md").read_text(encoding="utf
 def test_a_graph_stays_open_from_cell_to_cell(tmp_path: Path) -> None:
     section = TEXT.split("## In a notebook", 1)[1]
     cells = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    made: Any = nbformat.v4  # its functions have no types
+    notebook = made.new_notebook(cells=[made.new_code_cell(text) for text in cells])
     NotebookClient(notebook, timeout=60, resources={"metadata": {"path": tmp_path}}).execute()
     [result], [stats], ended = (cell.outputs for cell in notebook.cells[2:])
     value = eval(result.data["text/plain"])
