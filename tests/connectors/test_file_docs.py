@@ -1,13 +1,17 @@
 """The examples of docs/files.md work as written."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from streamflow import Graph
+from streamflow_connectors.files import FileSink, FileSource
 from tests.connectors.file_records import pack, unpacked
 from tests.test_docs import blocks
 
@@ -64,3 +68,21 @@ async def test_replaying(tmp_path: Path) -> None:
     put(tmp_path / "readings.jsonl", rows)
     await run(tmp_path, "replay")
     assert got(tmp_path / "copy.jsonl") == rows
+
+
+async def test_columns(tmp_path: Path) -> None:
+    rows = [{"city": "Oslo", "n": 1}, {"city": "Rome", "n": 2}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scores.parquet")
+    await run(tmp_path, "columns")
+    assert pq.read_table(tmp_path / "out/scores-000001.parquet").to_pylist() == rows
+
+
+def test_every_example_is_run() -> None:
+    assert set(GRAPHS) == {"columns", "follow", "repack", "replay", "split"}
+
+
+@pytest.mark.parametrize("declared", [FileSource, FileSink])
+def test_the_page_names_every_option(declared: Any) -> None:
+    text = (Path(__file__).parents[2] / PAGE).read_text(encoding="utf-8")
+    shared = {"type", "inputs", "merge", "overflow", "buffer", "path"}
+    assert declared.model_fields.keys() - shared <= set(re.findall(r"`(\w+)[`:]", text))

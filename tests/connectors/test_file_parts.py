@@ -235,6 +235,46 @@ async def test_a_finished_file_may_be_taken_away(tmp_path: Path) -> None:
     assert taken == [number for number in range(4) for _ in range(3)]
 
 
+@pytest.mark.parametrize("is_said", [True, False])
+async def test_what_no_checkpoint_holds_is_not_shown_at_the_end(
+    tmp_path: Path, is_said: bool
+) -> None:
+    """As where the disk of the checkpoints was full when the last one was written."""
+    sink = FileSink(path="r.jsonl", rotate={"size": 4}, atomic=True)
+    async with sink.open(Context("sink", tmp_path, is_checkpointed=True)) as writer:
+        assert isinstance(writer, Publishing)
+        await writer.write(make_batch([1, 2, 3]))
+        await writer.mark()
+        publish = writer.publication()
+        if not is_said:
+            await writer.write(make_batch([4]))
+        await publish()
+    shown = {"r-000001.jsonl": [1, 2]}
+    assert contents(tmp_path) == shown | (
+        {"r-000002.jsonl": [3]} if is_said else {"r-000002.jsonl.part": [3, 4]}
+    )
+
+
+async def test_going_back_to_an_older_checkpoint(tmp_path: Path) -> None:
+    sink = FileSink(path="r.jsonl", rotate={"size": 6}, atomic=True)
+    context = Context("sink", tmp_path, is_checkpointed=True)
+    async with sink.open(context) as writer:
+        assert isinstance(writer, Publishing)
+        await writer.write(make_batch([1]))
+        mark = await writer.mark()
+        await writer.write(make_batch([2, 3, 4]))
+        await writer.mark()
+        await writer.publication()()
+    assert contents(tmp_path) == {"r-000001.jsonl": [1, 2, 3], "r-000002.jsonl": [4]}
+    context = Context("sink", tmp_path, is_checkpointed=True, resume=Resume(mark=mark))
+    async with sink.open(context) as writer:
+        assert isinstance(writer, Publishing)
+        await writer.write(make_batch([5, 6, 7]))
+        await writer.mark()
+        await writer.publication()()
+    assert contents(tmp_path) == {"r-000001.jsonl": [1, 5, 6], "r-000002.jsonl": [7]}
+
+
 FOLDERS: Mapping[Any, str] = {
     "Rome": "c=Rome",
     "New York": "c=New York",

@@ -8,10 +8,11 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from streamflow.codecs import FileFormatField, Format, named_format
-from streamflow.errors import Problem
+from streamflow.errors import GraphError, Problem
 from streamflow.nodes import Declaration
 from streamflow.plugins import FORMATS, missing_packages, registered
 from streamflow_connectors.files.packing import requires, without_packing
+from streamflow_connectors.files.parquet import REQUIRES, ParquetFormat
 
 
 class FileOptions(Declaration):
@@ -35,12 +36,23 @@ class FileOptions(Declaration):
                 f"set format"
             )
             raise ValueError(message)
+        if self.is_parquet and (self.path != without_packing(self.path) or not self.may_be_file):
+            message = (
+                f"expected the path of a parquet file, which is packed within and no pipe, found "
+                f"{self.path}; give one such as data.parquet"
+            )
+            raise GraphError([Problem(("path",), message)])
         return self
 
     @property
     def resolved_format(self) -> Format:
         """The format, as declared or as the suffix says."""
         return self.format or named_format(_suffix(self.path))
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether the file is one of columns."""
+        return isinstance(self.resolved_format, ParquetFormat)
 
     @property
     def may_be_file(self) -> bool:
@@ -52,7 +64,7 @@ class FileOptions(Declaration):
 
     def extra_requires(self) -> dict[str, str]:
         """Return what the file needs beyond the package itself, as `Node.requires` does."""
-        return requires(self.path)
+        return requires(self.path) | (REQUIRES if self.is_parquet else {})
 
     def extra_problems(self) -> Iterator[Problem]:
         """Yield the packages that the file lacks."""

@@ -18,22 +18,21 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from streamflow.checkpoints.disk import sync_folder
-from streamflow.codecs import Format
+from streamflow.checkpoints.disk import make_folder, sync_folder
 from streamflow.contracts import Context
 from streamflow.records import Batch, Rejected, split_rejected
-from streamflow_connectors.files.encoding import Encoder
-from streamflow_connectors.files.ends import cut_back, mark_of, mend, other_files
-from streamflow_connectors.files.headers import csv_codec, has_header, read_header
+from streamflow_connectors.files.ends import cut_back, mark_of, other_files
 from streamflow_connectors.files.layout import Layout
 from streamflow_connectors.files.packing import UNFINISHED
-from streamflow_connectors.files.part import Part
+from streamflow_connectors.files.part import Kind, Part
 
 
 @dataclass(slots=True)
@@ -68,7 +67,7 @@ class Parts:
 
     Args:
         layout: How they are called.
-        declared: The format.
+        make: Makes the kind of files from what an earlier run has told of their columns.
         context: Of the node.
         most_bytes: Content of a file after which the next one begins; None for any.
         most_seconds: Likewise the time since its first record.
@@ -85,7 +84,7 @@ class Parts:
     def __init__(
         self,
         layout: Layout,
-        declared: Format,
+        make: Callable[[Any], Kind],
         context: Context,
         *,
         most_bytes: int | None = None,
@@ -95,7 +94,6 @@ class Parts:
         now: float = 0.0,
     ) -> None:
         self._layout = layout
-        self._format = declared
         self._context = context
         self._most_bytes = most_bytes
         self._most_seconds = most_seconds
@@ -106,7 +104,7 @@ class Parts:
         self._num_writes = 0
         self._num_safe = -1 if context.is_checkpointed else None
         mark = mark_of(layout.path, context)
-        self._encoder = Encoder(declared, mark.get("fields") if mark else None)
+        self._kind = make(mark.get("fields") if mark else None)
         if mark:
             self._check(mark)
             self._go_on(mark, now)
@@ -115,7 +113,7 @@ class Parts:
         else:
             self._begin_anew()
         if layout.is_alone and "" not in self._tracks:
-            self._opened(self._tracks.setdefault("", Track("")))
+            self._opened(self._tracks.setdefault("", Track("")), [])
 
     @property
     def is_timed(self) -> bool:
@@ -136,21 +134,22 @@ class Parts:
         Raises:
             OSError: They cannot be written.
         """
-        encoded = self._encoder.encode(batch)
+        encoded = self._kind.encode(batch)
         folders, bad = self._layout.folders(batch)
         causes = {**bad, **encoded.causes}
         places = (index for index in range(len(batch)) if index not in encoded.causes)
-        groups: dict[str, list[bytes]] = {}
-        for index, payload in zip(places, encoded.payloads, strict=True):
-            if index not in bad:
-                groups.setdefault(folders[index], []).append(payload)
+        pairs = (
+            (folders[index], payload)
+            for index, payload in zip(places, encoded.payloads, strict=True)
+            if index not in bad
+        )
         self.finish_due(now)
-        for folder, payloads in groups.items():
+        for folder, payloads in self._grouped(pairs):
             track = self._tracks.setdefault(folder, Track(folder))
-            for group in self._cut(track, payloads):
-                self._write(track, group, now)
-                if self._most_bytes is not None and track.content_bytes >= self._most_bytes:
+            for run in self._kind.runs(payloads):
+                if track.part is not None and not track.part.takes(run):
                     self._finish(track)
+                self._write(track, run, now)
         return split_rejected(batch, causes)[1]
 
     def flush(self) -> None:
@@ -169,10 +168,12 @@ class Parts:
 
     def mark(self, now: float) -> dict[str, Any]:
         """Put everything on disk, and return how far that is."""
-        for track in self._open.values():
+        for track in list(self._open.values()):
             assert track.part is not None
-            if track.has_changed:
-                track.size_bytes = track.part.end_member()
+            if not self._kind.goes_on:
+                self._finish(track)
+            elif track.has_changed:
+                track.size_bytes = track.part.end()
                 track.part.sync()
                 track.has_changed = False
         mark: dict[str, Any] = {
@@ -189,7 +190,7 @@ class Parts:
                 for track in self._tracks.values()
             },
         }
-        if fields := self._encoder.fields:
+        if fields := self._kind.fields:
             mark["fields"] = fields
         return mark
 
@@ -251,7 +252,9 @@ class Parts:
         name = self._layout.unfinished(final)
         folder = self._context.folder
         if self._layout.is_atomic and not (folder / name).exists():
-            if self._layout.is_numbered:
+            whole = folder / final
+            has_more = whole.exists() and whole.stat().st_size > track.size_bytes
+            if self._layout.is_numbered and not has_more:
                 self._next(track)  # whoever wanted it may have taken it away
                 return
             name, track.is_taken_back = final, True
@@ -261,29 +264,15 @@ class Parts:
         """Leave what is there, and go on after it."""
         for folder, number, path in self._existing():
             track = self._tracks.setdefault(folder, Track(folder))
+            is_unfinished = path.name.endswith(UNFINISHED)
             if self._layout.is_numbered:
                 track.number = max(track.number, number + 1)
-                if path.name.endswith(UNFINISHED):  # a crash left it
-                    mend(path, self._format, self._context)
+                if is_unfinished and self._kind.mend(path):  # a crash left it
                     self._show(self._layout.final(folder, number))
                 continue
-            mend(path, self._format, self._context)
-            self._check_header(path)
+            track.has_begun = self._kind.mend(path)
             track.size_bytes = track.content_bytes = path.stat().st_size
-            track.has_begun = track.size_bytes > 0
-            track.is_taken_back = self._layout.is_atomic and not path.name.endswith(UNFINISHED)
-
-    def _check_header(self, path: Path) -> None:
-        """Take the columns of the first file that is continued; all others must have the same."""
-        if not has_header(self._format) or (header := read_header(path, self._format)) is None:
-            return
-        fields = list(csv_codec(self._format, header).fields)
-        if self._encoder.fields is None:
-            self._encoder = Encoder(self._format, fields)
-        elif fields != self._encoder.fields:
-            message = f"the columns {', '.join(fields)} in {path.name} of {path.parent.name}, and "
-            message += f"{', '.join(self._encoder.fields)} in another file"
-            raise ValueError(message)
+            track.is_taken_back = self._layout.is_atomic and not is_unfinished
 
     def _begin_anew(self) -> None:
         """Remove what is there; a whole file stays until another one is to have its name."""
@@ -295,43 +284,60 @@ class Parts:
     def _existing(self) -> list[tuple[str, int, Path]]:
         return list(self._layout.existing(self._context.folder))
 
-    def _cut(self, track: Track, payloads: list[bytes]) -> Iterator[list[bytes]]:
-        """Yield payloads in groups, each of which goes to one file."""
+    def _grouped(self, pairs: Iterator[tuple[str, Any]]) -> Iterable[tuple[str, list[Any]]]:
+        """Return payloads by folder, in order within each.
+
+        Where closing a file finishes it, which one is closed is not to depend on the batch.
+        """
+        if not self._kind.goes_on:
+            runs = groupby(pairs, itemgetter(0))
+            return ((folder, [payload for _, payload in run]) for folder, run in runs)
+        groups: dict[str, list[Any]] = {}
+        for folder, payload in pairs:
+            groups.setdefault(folder, []).append(payload)
+        return groups.items()
+
+    def _write(self, track: Track, payloads: list[Any], now: float) -> None:
+        """Write payloads of one run, to as many files as that takes."""
+        start = 0
+        while start < len(payloads):
+            stop = self._fitting(track, payloads, start)
+            group = payloads[start:stop]
+            part = self._opened(track, group)
+            if not track.content_bytes:
+                track.since = now
+            part.write(group, is_first=not track.content_bytes)
+            track.content_bytes += sum(map(self._kind.size_of, group))
+            track.has_changed = True
+            self._num_writes += 1
+            if self._most_bytes is not None and track.content_bytes >= self._most_bytes:
+                self._finish(track)
+            start = stop
+
+    def _fitting(self, track: Track, payloads: list[Any], start: int) -> int:
+        """Return up to where payloads go to the file that is being written."""
         if self._most_bytes is None:
-            yield payloads
-            return
-        start, size = 0, track.content_bytes
-        end_bytes = len(self._format.terminator)
-        for index, payload in enumerate(payloads):
-            size += len(payload) + end_bytes
+            return len(payloads)
+        size = track.content_bytes
+        for index in range(start, len(payloads)):
+            size += self._kind.size_of(payloads[index])
             if size >= self._most_bytes:
-                yield payloads[start : index + 1]
-                start, size = index + 1, 0
-        if start < len(payloads):
-            yield payloads[start:]
+                return index + 1
+        return len(payloads)
 
-    def _write(self, track: Track, payloads: list[bytes], now: float) -> None:
-        part = self._opened(track)
-        data = self._format.terminator.join([*payloads, b""])
-        if not track.content_bytes:
-            track.since = now
-            part.write(self._encoder.header)
-        part.write(data)
-        track.content_bytes += len(data)
-        track.has_changed = True
-        self._num_writes += 1
-
-    def _opened(self, track: Track) -> Part:
+    def _opened(self, track: Track, payloads: list[Any]) -> Part:
         """Return a track's file, open; of too many the one that was written longest ago closes."""
         if track.part is None:
             if len(self._open) == self._most_open:
-                self._close(next(iter(self._open.values())))
+                oldest = next(iter(self._open.values()))
+                self._close(oldest) if self._kind.goes_on else self._finish(oldest)
             final = self._layout.final(track.folder, track.number)
             path = self._context.folder / self._layout.unfinished(final)
             if track.is_taken_back:
                 (self._context.folder / final).rename(path)
                 track.is_taken_back = False
-            track.part = Part(path, self._layout.path, is_new=not track.has_begun)
+            make_folder(path.parent)
+            track.part = self._kind.opened(path, payloads, is_new=not track.has_begun)
             if self._context.is_checkpointed and not track.has_begun:
                 sync_folder(path.parent)
             track.has_begun = True
@@ -346,7 +352,7 @@ class Parts:
         if part is None:
             return
         try:
-            track.size_bytes, track.has_changed = part.end_member(), False
+            track.size_bytes, track.has_changed = part.end(), False
             if self._context.is_checkpointed or self._layout.is_atomic:
                 part.sync()
         finally:

@@ -3,30 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
 from anyio import to_thread
 
-from streamflow.codecs import Format
 from streamflow.contracts import Context, Fetch
 from streamflow.records import Partition
-from streamflow_connectors.files.opened import OpenFile
-from streamflow_connectors.files.stamp import Stamp
+
+
+class Opened(Protocol):
+    """A file that is being read."""
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether there is nothing more to return."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until reading gives something at once."""
+        ...
+
+    def read(self) -> Fetch | None:
+        """Return the next records; None if what was read completes none, or at the end."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...
+
+
+class Opening(Protocol):
+    """Opens a file at the row to begin with."""
+
+    def __call__(self, path: str, *, start: int) -> Opened:
+        """Return the file."""
+        ...
 
 
 class FileReader:
-    """Reads the files at ``paths`` one after the other."""
+    """Reads files one after the other.
 
-    def __init__(
-        self, paths: list[str], declared: Format, context: Context, stamp: Stamp | None = None
-    ) -> None:
+    Args:
+        paths: Of the files.
+        context: Of the node.
+        opened: What opens one of them.
+    """
+
+    def __init__(self, paths: list[str], context: Context, opened: Opening) -> None:
         self._paths = paths
-        self._format = declared
+        self._opened = opened
         self._context = context
-        self._stamp = stamp
         self._starts = context.resume.positions if context.resume else {}
-        self._file: OpenFile | None = None
+        self._file: Opened | None = None
 
     async def receive(self) -> Fetch:
         """Return the next records of one file.
@@ -61,7 +91,7 @@ class FileReader:
             self._file.close()
             self._file = None
 
-    def _open(self) -> OpenFile:
+    def _open(self) -> Opened:
         path = self._paths[0]
         start = self._starts.get((("path", path),), 1)
-        return OpenFile(path, self._format, self._context, start=start, stamp=self._stamp)
+        return self._opened(path, start=start)

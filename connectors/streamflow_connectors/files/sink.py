@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from os.path import normpath
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import anyio
 from anyio import to_thread
@@ -23,6 +23,8 @@ from streamflow.sizes import SizeField
 from streamflow_connectors.files.encoding import cannot_write
 from streamflow_connectors.files.layout import Layout
 from streamflow_connectors.files.options import FileOptions
+from streamflow_connectors.files.parquet import ParquetFormat
+from streamflow_connectors.files.part import Kind, Lines
 from streamflow_connectors.files.parts import Parts
 from streamflow_connectors.files.parts_writer import PartsWriter, opened_parts
 from streamflow_connectors.files.source import FileSource
@@ -55,6 +57,8 @@ class FileSink(FileOptions, Sink):
     A file that is there is overwritten, unless ``mode`` is ``append``: then a last record without
     an end, as a crash leaves it, is ended first. A run that goes on from a checkpoint cuts the file
     back to it and goes on there, in either mode; files that were begun after it are removed.
+    A parquet file can neither be read before it is whole nor written on: they are numbered, have
+    their name when they are whole, and another one is begun at each checkpoint.
     """
 
     type: Literal["file"] = "file"
@@ -90,7 +94,13 @@ class FileSink(FileOptions, Sink):
 
     @property
     def _layout(self) -> Layout:
-        return Layout(self.path, self.rotate is not None, self.partition_by, self.atomic)
+        is_whole = self.is_parquet  # none of its files can be read before it is, nor go on later
+        return Layout(
+            self.path,
+            is_numbered=self.rotate is not None or is_whole,
+            partition_by=self.partition_by,
+            is_atomic=self.atomic or is_whole,
+        )
 
     @property
     def _example(self) -> str:
@@ -100,7 +110,7 @@ class FileSink(FileOptions, Sink):
     @property
     def _has_parts(self) -> bool:
         """Whether it writes several files, or shows only whole ones."""
-        return any(getattr(self, name) for name in _OF_PARTS)
+        return self.is_parquet or any(getattr(self, name) for name in _OF_PARTS)
 
     @property
     def cuts_back(self) -> bool:
@@ -119,16 +129,25 @@ class FileSink(FileOptions, Sink):
         is_ordered: bool = True,
         is_checkpointed: bool = True,
     ) -> Iterator[Problem]:
-        """Yield the nodes whose file it would write over, as far as their paths tell.
+        """Yield the nodes whose file it would write over, and what parquet files would lose.
 
         Args:
             sources: Of the whole graph, by name.
             sinks: Likewise, without the one of the dead letters.
             is_ordered: Not looked at.
-            is_checkpointed: Not looked at.
+            is_checkpointed: Whether the graph takes checkpoints.
         """
         if self.path == "-":
             return
+        if self.is_parquet and not is_checkpointed:
+            for name, source in sources.items():
+                if source.keeps_positions:
+                    message = (
+                        f"expected checkpoint with parquet, whose records wait in memory until a "
+                        f"file is whole, found none, so that a crash loses what the source {name} "
+                        f"counts as done; declare checkpoint"
+                    )
+                    yield Problem(("format",), message)
         for name, source in sources.items():
             if isinstance(source, FileSource) and _is_read(self._example, source.path):
                 message = f"expected a file that nothing reads, found {self.path}, which the "
@@ -172,7 +191,7 @@ class FileSink(FileOptions, Sink):
         opening = partial(
             Parts,
             self._layout,
-            self.resolved_format,
+            self._kind(context),
             context,
             most_bytes=self.rotate.size if self.rotate else None,
             most_seconds=self.rotate.every if self.rotate else None,
@@ -188,6 +207,14 @@ class FileSink(FileOptions, Sink):
             raise cannot_write(context, self.path, error) from error
         async with opened_parts(parts, self.path, context) as writer:
             yield writer
+
+    def _kind(self, context: Context) -> Callable[[Any], Kind]:
+        declared = self.resolved_format
+        if isinstance(declared, ParquetFormat):
+            from streamflow_connectors.files.parquet_writer import Rows
+
+            return partial(Rows, declared, context)
+        return partial(Lines, declared, context, self.path)
 
     def _writer(self, context: Context) -> FileWriter:
         is_appended = self.mode == "append"

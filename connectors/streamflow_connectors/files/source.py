@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,8 +20,9 @@ from streamflow.plugins import require
 from streamflow_connectors.files.following import FollowingReader
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.listing import find_paths
+from streamflow_connectors.files.opened import OpenFile
 from streamflow_connectors.files.options import FileOptions
-from streamflow_connectors.files.reader import FileReader
+from streamflow_connectors.files.reader import FileReader, Opening
 from streamflow_connectors.files.stamp import Stamp
 from streamflow_connectors.pace import AS_FAST_AS_POSSIBLE, RECORDED, PacedReader, PaceField
 
@@ -83,6 +85,10 @@ class FileSource(FileOptions, Source):
         if self.end_after is not None and not self.follow:
             message = f"expected it with follow: true, found {self.end_after:g} without; add it"
             raise GraphError([Problem(("end_after",), message)])
+        if self.follow and self.is_parquet:
+            message = "expected no follow with parquet, whose files are whole, found true; give "
+            message += "a pattern, and begin anew when there are more"
+            raise GraphError([Problem(("follow",), message)])
         if self.pace != AS_FAST_AS_POSSIBLE and self.follow:
             message = f"expected none with follow, whose records come as they do, found {self.pace}"
             raise GraphError([Problem(("pace",), f"{message}; leave one of them out")])
@@ -98,13 +104,15 @@ class FileSource(FileOptions, Source):
         """Whether it can go on at a checkpoint: files can, pipes cannot."""
         return self.may_be_file
 
-    def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec:
+    def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec | None:
         """Return what decodes again the row that stood at ``position``.
 
         Raises:
             ConnectorError: The file, whose first row names the columns, is gone.
         """
         declared = self.resolved_format
+        if self.is_parquet:
+            return None
         if not has_header(declared):
             return declared.line_codec()
         path = str(position.get("path", self.path))
@@ -147,4 +155,9 @@ class FileSource(FileOptions, Source):
                 self.path, declared, context, end_after=self.end_after, stamp=stamp
             )
         paths = await to_thread.run_sync(find_paths, self.path, context)
-        return FileReader(paths, declared, context, stamp)
+        opened: Opening = partial(OpenFile, declared=declared, context=context, stamp=stamp)
+        if self.is_parquet:
+            from streamflow_connectors.files.parquet_reader import OpenParquet
+
+            opened = partial(OpenParquet, context=context, stamp=stamp)
+        return FileReader(paths, context, opened)
