@@ -77,6 +77,7 @@ class JoinStep(WatermarkStep[Sides]):
         self._join = operator
         self._within_ms = None if operator.within is None else milliseconds(operator.within)
         self._number = 0
+        self._num_held = 0  # of the first input, now
         self._num_forgotten = 0
 
     def process(self, batch: Batch) -> Processed:
@@ -93,6 +94,7 @@ class JoinStep(WatermarkStep[Sides]):
                 pairs += self._take_right(sides, Right(time_ms, self._taken(rows[index])))
             else:
                 self._number += 1
+                self._num_held += 1
                 pairs += self._take_left(sides, _left(batch, index, rows, time_ms, self._number))
                 pairs += self._bound_left(sides)
             given_up = self._states.put(key, sides)
@@ -107,8 +109,7 @@ class JoinStep(WatermarkStep[Sides]):
 
     def report(self) -> dict[str, Any]:
         """Return figures about keys and records."""
-        held = sum(len(sides.left) for sides in self._states.values())
-        own = {"records held": held, "records given up": self._num_forgotten}
+        own = {"records held": self._num_held, "records given up": self._num_forgotten}
         return {**super().report(), **own}
 
     def state(self) -> dict[str, Any]:
@@ -119,6 +120,7 @@ class JoinStep(WatermarkStep[Sides]):
         """Take over all that was remembered."""
         super().restore(state)
         self._number, self._num_forgotten = state["number"], state["forgotten"]
+        self._num_held = sum(len(sides.left) for sides in self._states.values())
 
     def _take_left(self, sides: Sides, left: Left) -> list[Pair]:
         """Remember a record of the first input; return what it makes due at once."""
@@ -166,6 +168,7 @@ class JoinStep(WatermarkStep[Sides]):
 
     def _bound_left(self, sides: Sides) -> list[Pair]:
         lost = self._bound(sides.left)
+        self._num_held -= len(lost)
         self._num_forgotten += len(lost)
         return self._give_up(sides, lost)
 
@@ -182,6 +185,7 @@ class JoinStep(WatermarkStep[Sides]):
         """Return what is to be given of a key when it holds nothing more."""
         lefts = sides.left
         sides.left = []
+        self._num_held -= len(lefts)
         return self._give_up(sides, lefts)
 
     def _batch_of(self, pairs: Sequence[Pair]) -> Batch | None:
@@ -237,6 +241,7 @@ class LastStep(JoinStep):
         due = bisect_right(sides.left, watermark, key=BY_TIME)
         gone = sides.left[:due]
         del sides.left[:due]
+        self._num_held -= due
         return self._give_up(sides, gone)
 
     def _give_up(self, sides: Sides, lefts: Sequence[Left]) -> list[Pair]:
@@ -279,6 +284,7 @@ class AllStep(JoinStep):
         gone = []
         while sides.left and sides.left[0].time_ms < oldest_ms:
             gone.append(sides.left.pop(0))
+            self._num_held -= 1
         return self._give_up(sides, gone)
 
     def _give_up(self, sides: Sides, lefts: Sequence[Left]) -> list[Pair]:

@@ -63,6 +63,7 @@ class WindowStep(WatermarkStep[Panes]):
         self._assigner = Fixed(operator) if operator.gap is None else Sessions(operator)
         self._lateness_ms = milliseconds(operator.lateness)
         self._number = 0  # of windows so far
+        self._num_windows = 0  # that are open now
 
     def process(self, batch: Batch) -> Processed:
         """Return the windows that are due, and the records that are rejected."""
@@ -86,12 +87,12 @@ class WindowStep(WatermarkStep[Panes]):
         self._give(_not_given(self._states.items()), rows)
         for state in self._states.values():
             state.panes.clear()
+        self._num_windows = 0
         return Processed(rows.batch())
 
     def report(self) -> dict[str, Any]:
         """Return figures about keys and windows."""
-        windows = sum(len(state.panes) for state in self._states.values())
-        return {**super().report(), "windows": windows}
+        return {**super().report(), "windows": self._num_windows}
 
     def state(self) -> dict[str, Any]:
         """Return all windows."""
@@ -101,6 +102,7 @@ class WindowStep(WatermarkStep[Panes]):
         """Take over all windows."""
         super().restore(state)
         self._number = state["number"]
+        self._num_windows = sum(len(panes.panes) for panes in self._states.values())
 
     def _numbers(self, batch: Batch, causes: dict[int, str]) -> list[list[float]]:
         """Return what each record gives to the aggregates."""
@@ -126,12 +128,15 @@ class WindowStep(WatermarkStep[Panes]):
     ) -> bool:
         """Take a record in and give what is due; return whether any window took the record."""
         state = self._met(key, time_ms, Panes(time_ms, time_ms, {}))
+        before = len(state.panes)
         taking = self._taking(key, state, time_ms, origin)
+        self._num_windows += len(state.panes) - before
         for pane in taking:
             pane.is_given, pane.origin = False, origin
             for aggregate, number in zip(pane.aggregates, numbers, strict=True):
                 aggregate.add(number)
         given_up = self._states.put(key, state)
+        self._num_windows -= sum(len(lost.panes) for _, lost in given_up)
         due = [*self._due_of(key, state), *_not_given(given_up)]
         for silent in self._silent():
             due += self._due_of(*silent)
@@ -165,6 +170,7 @@ class WindowStep(WatermarkStep[Panes]):
             pane.is_given = True  # so that it is due once
             if pane.end_ms + self._lateness_ms <= watermark:
                 del state.panes[pane.start_ms]
+                self._num_windows -= 1
         return due
 
     def _next_ms(self, state: Panes) -> int | None:

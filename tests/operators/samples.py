@@ -41,11 +41,15 @@ def outputs(operator: Operator, batches: Iterable[Batch]) -> dict[str, list[Any]
 
 @dataclass
 class Outcome:
-    """What an operator makes of records: some in the end, causes by index, and its report."""
+    """What an operator makes of records: others, causes by index, and its report.
+
+    ``before`` is the report just before the end.
+    """
 
     records: list[Record]
     causes: dict[int, str]
     report: Mapping[str, Any]
+    before: Mapping[str, Any]
 
     @property
     def values(self) -> list[Any]:
@@ -68,10 +72,11 @@ def run(
                 if processed.rejected:
                     offsets = processed.rejected.batch.offsets
                     causes.update(zip(offsets, processed.rejected.causes, strict=True))
+        before = processor.report()
         ended = processor.end()
         assert ended.rejected is None
         found += ended.batch.records() if ended.batch else ()
-        return Outcome(found, causes, processor.report())
+        return Outcome(found, causes, processor.report(), before)
 
 
 def process(operator: Operator, batches: Iterable[Batch]) -> tuple[list[Any], dict[int, str]]:

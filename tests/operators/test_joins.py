@@ -180,9 +180,10 @@ def test_join_is_its_definition(
     definition = Definition(operator)
     for index, record in enumerate(stream):
         definition.take(index, record)
-    num_keys = len(definition.newest)
+    num_keys, num_held = len(definition.newest), sum(map(len, definition.left.values()))
     definition.end()
     found = run(operator, stream, places, in_columns=in_columns)
+    assert found.before["records held"] == num_held
     assert [(one.value, one.position) for one in found.records] == definition.rows
     assert found.causes == {}
     assert found.report == {

@@ -214,8 +214,10 @@ def test_windows_are_their_definition(
         "records left out": definition.num_late,
         "windows": 0,
     }
+    num_windows = sum(map(len, definition.windows.values()))
     definition.end()
     found = run(operator, stream, places, in_columns=in_columns)
+    assert found.before["windows"] == num_windows
     rows = [(one.value, one.key, one.timestamp_ms, one.position) for one in found.records]
     assert rows == approx(definition.rows)
     assert found.causes == {}
