@@ -207,6 +207,9 @@ SYNTAX = (
 )
 """What the parser says, what was expected and found, and what to do."""
 
+TOKENS = {"'<scalar>'": "text", "'<stream end>'": "the end of the file", "'<alias>'": "an alias"}
+"""What the parser calls a piece of a file, in our words."""
+
 
 def _syntax_problem(error: YAMLError, text: str, at: At) -> Problem:
     """Return the parser's error in our words, at the place to mend."""
@@ -216,7 +219,8 @@ def _syntax_problem(error: YAMLError, text: str, at: At) -> Problem:
     mark, opened = error.problem_mark, error.context_mark or error.problem_mark
     for pattern, expected, cure in SYNTAX:
         if match := re.fullmatch(pattern, said):
-            words = {**match.groupdict(), "line": opened.line + 1}
+            found = {name: TOKENS.get(text, text) for name, text in match.groupdict().items()}
+            words = {**found, "line": opened.line + 1}
             message = f"{expected}; {cure}".format_map(words)
             break
     else:

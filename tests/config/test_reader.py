@@ -173,6 +173,24 @@ BROKEN = [
         "group: 'learners",
         "8:12: expected a closing quote, found none; add it",
     ),
+    (
+        'bootstrap_servers: "localhost:9092", topic',
+        'bootstrap_servers: "localhost":9092, topic',
+        None,
+    ),
+    (
+        "topic: out}",
+        'topic: "${NAME:-a}"-out}',
+        "19:99: expected , or } in what is opened at line 19, found text; close it with }",
+    ),
+    (
+        "topic: out}",
+        "topic: out",
+        (
+            "20:1: expected , or } in what is opened at line 19, found the end of the file; "
+            "close it with }"
+        ),
+    ),
     ("    group: learners", "\tgroup: learners", None),
     ("group: learners", "group: !!str learners", "8:12: expected no tag, found !!str; remove it"),
     ("group: learners", "group: *learners", None),
