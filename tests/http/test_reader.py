@@ -8,6 +8,7 @@ from queue import Queue
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from streamflow import Graph
@@ -300,28 +301,31 @@ async def test_a_server_that_is_silent_is_asked_again(option: str) -> None:
         queue.put(None)
 
 
-async def test_a_graph_that_is_slower_holds_the_server_up() -> None:
+async def test_no_more_waits_for_a_graph_that_is_slower_than_a_backlog_holds() -> None:
     body = b"x" * 100_000
-    sent: list[int] = []
-
-    def answer(request: Request) -> None:
-        request.stream()
-        for number in range(1000):
-            request.send(b"data: " + body + b"\n\n")
-            sent.append(number)
-
-    with serving(answer) as server:
+    most = backlog.MOST_BYTES // len(body)
+    events = [b"data: " + body + b"\n\n"] * 300
+    with serving(in_turn(stream_of(*events), no_more)) as server:
         async with reading(server.url, format="raw") as reader:
-            most = 0
-            with anyio.move_on_after(5):
-                while most == 0 or len(sent) > most:  # until nothing more is taken
-                    most = len(sent)
-                    await anyio.sleep(0.3)
-            assert most < 400  # 8 MiB of the backlog, and what the sockets hold
-            assert (reader.behind() or 0) * len(body) <= backlog.MOST_BYTES
+            while reader.behind() != most:
+                await anyio.lowlevel.checkpoint()
             received = 0
-            while received < 300:
+            while received < len(events):
+                for _ in range(100):  # the task has every chance to put more
+                    await anyio.lowlevel.checkpoint()
+                assert (reader.behind() or 0) <= most
                 received += len((await reader.receive()).batch)
+    assert received == len(events)
+
+
+async def test_no_more_records_wait_than_a_backlog_holds() -> None:
+    events = [b"data: 1\n\n"] * (2 * backlog.MOST_RECORDS)
+    with serving(in_turn(stream_of(*events), no_more)) as server:
+        async with reading(server.url) as reader:
+            while reader.behind() != backlog.MOST_RECORDS:
+                await anyio.lowlevel.checkpoint()
+            assert len((await reader.receive()).batch) == backlog.MOST_RECORDS
+            assert len(await receive(reader, backlog.MOST_RECORDS)) == backlog.MOST_RECORDS
 
 
 async def test_a_graph_reads_a_page() -> None:

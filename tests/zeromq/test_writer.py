@@ -15,6 +15,7 @@ from anyio import to_thread
 from streamflow.conformance import make_batch
 from streamflow.records import Record
 from streamflow_connectors import zeromq_writer
+from streamflow_connectors.zeromq_reader import ZeroMqReader
 from streamflow_connectors.zeromq_sockets import BURST
 from tests.zeromq.peers import FEED, peer, reading, receive_records, writing
 
@@ -200,3 +201,30 @@ async def test_closing_waits_no_longer_than_linger(
 async def test_no_more_waits_than_the_high_water_mark(folder: Path) -> None:
     async with writing(folder, bind=(FEED,), high_water_mark=7) as writer:
         assert writer._socket.get(zmq.SNDHWM) == 7
+
+
+async def test_several_endpoints_share_out_what_is_pushed(folder: Path) -> None:
+    endpoints = tuple(f"ipc://{folder}/{name}" for name in "ab")
+    received: list[list[int]] = [[], []]
+
+    async def gather(reader: ZeroMqReader, numbers: list[int]) -> None:
+        while True:
+            numbers += (await reader.receive()).batch.rows()
+
+    async with (
+        reading(folder, bind=endpoints[:1]) as first,
+        reading(folder, bind=endpoints[1:]) as second,
+        writing(folder, connect=endpoints, numbered=False) as writer,
+        anyio.create_task_group() as tasks,
+    ):
+        for reader, numbers in zip((first, second), received, strict=True):
+            tasks.start_soon(gather, reader, numbers)
+        sent = 0
+        while not all(received):  # a peer gets some once its connection has come about
+            await writer.write(make_batch([sent]))
+            sent += 1
+        while sum(map(len, received)) < sent:
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert sorted(received[0] + received[1]) == list(range(sent))
+    assert all(numbers == sorted(numbers) for numbers in received)
