@@ -319,6 +319,24 @@ async def test_a_server_that_restarts_loses_nothing(
 
 
 @pytest.mark.asyncio
+async def test_entries_whose_answer_was_lost_with_the_connection_are_read(
+    own_server: Server, stream: str
+) -> None:
+    declared = source(own_server, stream, stop_at_end=False, group="g", consumer="a")
+    async with declared.open(CONTEXT) as reader, client(own_server) as redis:
+        await add_values(own_server, stream, 1)
+        assert (await receive(reader, 1))[0] == [1]
+        # In one step: the reader loses its connection, and an entry is handed out in its name.
+        async with redis.pipeline(transaction=True) as pipeline:
+            pipeline.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            pipeline.xadd(stream, {"value": "2"})
+            pipeline.xreadgroup("g", "a", {stream: ">"})
+            pipeline.xadd(stream, {"value": "3"})
+            await pipeline.execute()
+        assert (await receive(reader, 2))[0] == [2, 3]
+
+
+@pytest.mark.asyncio
 async def test_a_server_that_stays_away_is_an_error(own_server: Server, stream: str) -> None:
     options = {"retry_for": 0.5, "stop_at_end": False}
     expected = r"expected redis://127\.0\.0\.1:\d+ to be reached within 0\.5 s, found "
