@@ -326,6 +326,7 @@ def test_over_a_stop_windows_stay_open_and_the_end_closes_them_once() -> None:
         state = processor.state()
     with window(size=10).open(Context("node")) as processor:
         processor.restore(state)
+        assert processor.report()["windows"] == 0
         assert processor.end().batch is None
 
 
