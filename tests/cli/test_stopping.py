@@ -18,7 +18,7 @@ PLENTY = 60.0
 NUM_ROWS = 2_000
 REST = 1000 * "."  # so that one batch is more than a pipe holds
 
-PROGRAM = "import disk; from streamflow.cli import main; main()"
+PROGRAM = "import surroundings; from streamflow.cli import main; main()"
 
 SLOW_DISK = """\
 import os
@@ -30,6 +30,19 @@ def fsync(descriptor):
         threading.Event().wait()
 
 os.fsync = fsync
+"""
+
+SLOW_COMPILER = """\
+import os
+
+with open("c++", "w") as file:
+    file.write('''#!/bin/sh
+case "$*" in *.cpp*) : > "${0%c++}reached.pipe"; exec sleep 3600;; esac
+exec g++ "$@"
+''')
+os.chmod("c++", 0o755)
+os.environ["CXX"] = os.path.abspath("c++")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.abspath("compiled")
 """
 
 STUCK = """\
@@ -70,6 +83,8 @@ models:
 sinks: {out: {type: file, path: out.jsonl, inputs: [m]}}
 """
 
+COMPILING = LEARNING.replace("in.pipe, format: jsonl", "in.jsonl").replace("false", "true")
+
 BROKER = """\
 sources:
   rows: {type: kafka, bootstrap_servers: ADDRESS, topics: [t], connect_timeout: 3600}
@@ -79,13 +94,13 @@ sinks: {out: {type: file, path: out.jsonl, inputs: [rows]}}
 
 @contextmanager
 def running(
-    folder: Path, graph: str, num_signals: int, *, is_slow_disk: bool = False
+    folder: Path, graph: str, num_signals: int, *, surroundings: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a graph, for which the second signal is not to come late."""
     head = HEAD.format(0.2 if num_signals == 1 else 3600)
     (folder / "graph.yaml").write_text(head + graph, encoding="utf-8")
     (folder / "steps.py").write_text(STUCK, encoding="utf-8")
-    (folder / "disk.py").write_text(SLOW_DISK if is_slow_disk else "", encoding="utf-8")
+    (folder / "surroundings.py").write_text(surroundings, encoding="utf-8")
     rows = "".join(f'{{"n": {n / 1000}, "rest": "{REST}"}}\n' for n in range(NUM_ROWS))
     (folder / "in.jsonl").write_text(rows, encoding="utf-8")
     for name in ("in.pipe", "out.pipe", "reached.pipe"):
@@ -111,7 +126,8 @@ def end(process: subprocess.Popen[str], num_signals: int) -> str:
     _, errors = process.communicate(timeout=PLENTY)
     assert process.returncode == 143, errors
     assert "Traceback" not in errors
-    assert not any(child.is_running() for child in children)
+    _, alive = psutil.wait_procs(children, timeout=PLENTY)
+    assert alive == []
     return errors
 
 
@@ -127,11 +143,11 @@ def assert_clean(folder: Path) -> None:
 def test_a_disk_that_does_not_answer_does_not_hold_up_the_end(
     tmp_path: Path, num_signals: int
 ) -> None:
-    with running(tmp_path, CHECKPOINT, num_signals, is_slow_disk=True) as process:
+    with running(tmp_path, CHECKPOINT, num_signals, surroundings=SLOW_DISK) as process:
         (tmp_path / "reached.pipe").read_bytes()
         errors = end(process, num_signals)
     assert "found a computation or a write that does not return" in errors
-    (tmp_path / "disk.py").write_text("", encoding="utf-8")
+    (tmp_path / "surroundings.py").write_text("", encoding="utf-8")
     finished = streamflow(tmp_path, "run", "graph.yaml")  # nobody holds the folder
     assert finished.returncode == 0, finished.stderr
     assert_clean(tmp_path)
@@ -182,6 +198,17 @@ def test_a_run_that_learns_ends_with_a_checkpoint_or_at_once(
         finally:
             os.close(pipe)
     assert "does not return" not in errors
+    assert_clean(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_a_compiler_that_does_not_end_does_not_hold_up_the_end(
+    tmp_path: Path, num_signals: int
+) -> None:
+    with running(tmp_path, COMPILING, num_signals, surroundings=SLOW_COMPILER) as process:
+        (tmp_path / "reached.pipe").read_bytes()
+        end(process, num_signals)
     assert_clean(tmp_path)
 
 
