@@ -8,6 +8,8 @@ from streamflow import Graph, GraphError, Model
 from streamflow.nodes import Sink, Source
 from streamflow.operators.fields import Select
 from streamflow.operators.functions import FlatMap
+from streamflow.operators.joins import Join
+from streamflow.operators.windows import Window
 from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from streamflow_connectors.memory import MemorySink, MemorySource
@@ -130,6 +132,21 @@ def test_what_a_crash_takes_of_what_is_held_is_told(
         made = graph(source, TO_FILE, is_checkpointed=is_checkpointed, horizon=horizon)
         lost = "but for what m holds, which is lost in a crash"
         assert (lost in made.promises()[0].notes) == (is_lost and horizon is not None)
+
+
+def test_windows_and_joins_hold_records() -> None:
+    told = Graph(
+        name="g",
+        sources={"a": GROUP, "b": FILE},
+        operators={
+            "level": Window(inputs=("a",), size=3, fields={"n": "count()"}),
+            "both": Join(inputs=("level", "b"), delay=2),
+        },
+        sinks={"out": FileSink(inputs=("both",), path="out.jsonl")},
+    ).promises()
+    held = {promise.source: [note for note in promise.notes if "holds" in note] for promise in told}
+    lost = "but for what {} holds, which is lost in a crash"
+    assert held == {"a": [lost.format("level"), lost.format("both")], "b": []}
 
 
 def test_each_way_is_told_with_what_it_drops() -> None:

@@ -84,6 +84,11 @@ class Join(KeyedOperator):
             message = f"expected at least delay, {self.delay:g} seconds, found {self.ttl:g}"
             yield Problem(("ttl",), f"{message}; choose a larger one")
 
+    @property
+    def holds(self) -> bool:
+        """Whether records wait: for those of the other input."""
+        return True
+
     def open(self, context: Context) -> AbstractContextManager[JoinStep]:
         """Give a processor that has seen nothing yet."""
         from streamflow.operators.joining import AllStep, LastStep

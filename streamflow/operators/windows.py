@@ -112,6 +112,11 @@ class Window(KeyedOperator):
         if taken:
             yield f"expected fields with names of their own, found {', '.join(sorted(taken))}"
 
+    @property
+    def holds(self) -> bool:
+        """Whether records wait: for their window to end."""
+        return True
+
     def open(self, context: Context) -> AbstractContextManager[WindowStep]:
         """Give a processor without windows."""
         from streamflow.operators.windowing import WindowStep
