@@ -169,6 +169,14 @@ class Model(Operator):
     named: bool = Field(
         False, description="Whether output records tell the name of the model, as `model`."
     )
+    metrics: tuple[Made, ...] = Field(
+        (), description="Metrics of River beside ours, by name: [F1, {FBeta: {beta: 2}}]."
+    )
+    drift: Made | None = Field(
+        None,
+        description="Detector of River that tells in the report when errors change: ADWIN, or "
+        "{ADWIN: {delta: 0.01}}.",
+    )
     window: int = Field(
         1000, ge=1, description="Number of records of the windowed score in reports."
     )
@@ -181,7 +189,7 @@ class Model(Operator):
             return {str(label): weight for label, weight in declared.items()}
         return declared
 
-    @field_validator("network", "loss", "optimizer", "scheduler")
+    @field_validator("network", "loss", "optimizer", "scheduler", "metrics", "drift")
     @classmethod
     def _check_single(cls, declared: Any) -> Any:
         for named in declared if isinstance(declared, tuple) else (declared,):
@@ -266,6 +274,9 @@ class Model(Operator):
                 f"expected class_weights with a target of classes, found "
                 f"{task if self.target else 'no target'}; remove it",
             )
+        if (self.metrics or self.drift) and not self.target:
+            name = "metrics" if self.metrics else "drift"
+            yield Problem((name,), "expected a target to score, found none; name its field")
         if task == "binary" and classes and len(classes) != 2:
             yield Problem(
                 ("classes",),

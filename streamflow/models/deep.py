@@ -11,6 +11,7 @@ from torch import nn
 
 from streamflow.callables import CallableError
 from streamflow.errors import GraphError, Problem, StreamflowError
+from streamflow.evaluation.river import REQUIRES, RiverScores
 from streamflow.models.declaration import Model
 from streamflow.models.heads import ClassHead, make_head, one_tensor
 from streamflow.models.network import (
@@ -23,6 +24,7 @@ from streamflow.models.options import pipeline_options
 from streamflow.models.weighting import Weighting
 from streamflow.pipeline.assembly import check_options
 from streamflow.pipeline.checks import takes_target
+from streamflow.plugins import missing_packages
 
 
 def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterator[Problem]:
@@ -34,6 +36,13 @@ def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterato
         found.append(_loss_problem(model))
     _attempt(found, "optimizer", lambda: build_optimizer(model, folder))
     _attempt(found, "scheduler", lambda: build_scheduler(model, folder))
+    if missing := missing_packages(REQUIRES if model.metrics or model.drift else {}):
+        found.append(Problem(("metrics" if model.metrics else "drift",), missing[0]))
+    else:
+        task = model.resolved_task or ""
+        _attempt(
+            found, "metrics", lambda: RiverScores(task, model.classes, model.metrics, model.drift)
+        )
     if model.weights is not None and not (folder / model.weights).is_file():
         message = f"expected a file of weights, found none at {folder / model.weights}"
         found.append(Problem(("weights",), f"{message}; check the path"))

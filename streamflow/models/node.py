@@ -10,6 +10,7 @@ from torch import Tensor
 
 from streamflow.contracts import Processed
 from streamflow.evaluation import Scorer, make_scorer
+from streamflow.evaluation.river import RiverScores
 from streamflow.models.declaration import Model
 from streamflow.models.heads import ClassHead, Predicted, make_head
 from streamflow.models.imputation import Imputation
@@ -33,6 +34,7 @@ class ModelNode(ABC):
         self._head = make_head(model)
         self._reader = SampleReader(pipeline, model, self._head)
         self._scorer: Scorer | None = None
+        self._river: RiverScores | None = None
         self._scale: TargetScale | None = None
         self._imputation: Imputation | None = None
         self._weighting: Weighting | None = None
@@ -43,6 +45,7 @@ class ModelNode(ABC):
         values: Values = {}
         if samples:
             self._scorer = self._scorer or self._make_scorer()
+            self._river = self._river or self._make_river()
             samples, values, refused = self._learn(samples)
             causes |= refused
         _, rejected = split_rejected(batch, causes)
@@ -60,6 +63,8 @@ class ModelNode(ABC):
             report["incomplete"] = self._reader.num_incomplete
         if self._scorer:
             report |= {"score": self._scorer.report(), "history": self._scorer.history()}
+        if self._river:
+            report["river"] = self._river.report()
         return report
 
     def state(self) -> dict[str, Any]:
@@ -70,6 +75,7 @@ class ModelNode(ABC):
             "scale": None if self._scale is None else self._scale.state(),
             "imputation": None if self._imputation is None else self._imputation.state(),
             "weighting": None if self._weighting is None else self._weighting.state(),
+            "river": None if self._river is None else self._river.state(),
             "scorer": None if self._scorer is None else self._scorer.state(),
         }
 
@@ -84,6 +90,9 @@ class ModelNode(ABC):
         if state["weighting"] is not None and self._model.class_weights is not None:
             self._weighting = self._make_weighting()
             self._weighting.restore(state["weighting"])
+        if state["river"] is not None and (river := self._make_river()):
+            river.restore(state["river"])
+            self._river = river
         if state["scorer"] is not None and (scorer := self._make_scorer()):
             scorer.restore(state["scorer"])
             self._scorer = scorer
@@ -113,6 +122,13 @@ class ModelNode(ABC):
         assert isinstance(self._head, ClassHead)
         return Weighting(self._model, self._head.classes or ())
 
+    def _make_river(self) -> RiverScores | None:
+        model, head = self._model, self._head
+        if not model.metrics and model.drift is None:
+            return None
+        classes = head.classes if isinstance(head, ClassHead) else None
+        return RiverScores(model.resolved_task or "", classes, model.metrics, model.drift)
+
     def _make_scorer(self) -> Scorer | None:
         task = self._model.resolved_task
         if self._model.target is None or task is None:
@@ -128,6 +144,8 @@ class ModelNode(ABC):
         keys: Sequence[Any] | None = None,
         previous: Sequence[Any] | None = None,
     ) -> None:
+        if self._river:
+            self._river.update(predicted["prediction"], targets, predicted.get("scores"))
         if self._scorer:
             self._scorer.update(
                 predicted["prediction"],

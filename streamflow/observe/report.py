@@ -57,6 +57,8 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
     for name, node in stats.nodes.items():
         if comparison := node.report.get("comparison"):
             parts.append(Text(f"{name}: {verdict(comparison)}"))
+        if river := node.report.get("river"):
+            parts.append(Text(f"{name}: {_river(river)}"))
         if score := node.report.get("score"):
             is_without_target = node.report.get("samples", 0) > 1 and not score["scored"]
             without = f"{name}: nothing scored, as no record had a target; check its name"
@@ -143,3 +145,12 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     if not comparison["is_significant"]:
         return f"{found}; the difference is not significant ({tests})"
     return f"{found}; {comparison['better']} is better, which is significant ({tests})"
+
+
+def _river(said: Mapping[str, Any]) -> str:
+    """Return what River's metrics and detector say."""
+    parts = [f"{name} {number(value)}" for name, value in said["metrics"].items()]
+    if drift := said.get("drift"):
+        last = f", the last after {drift['at'][-1]:,} records" if drift["at"] else ""
+        parts.append(f"{drift['detector']} found {drift['found']:,} drifts{last}")
+    return ", ".join(parts)

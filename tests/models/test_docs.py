@@ -70,3 +70,12 @@ def test_the_better_of_two_models_is_found(folder: Path) -> None:
     for name, mean in comparison["means"].items():
         score = stats.nodes[name].report["score"]["cumulative"]["model"]
         assert abs(mean**0.5 - score["rmse"]) < 0.1  # which leaves out the very first
+
+
+def test_rivers_metrics_are_told(folder: Path) -> None:
+    stats = finished(blocks(PAGE, "yaml")[3], folder)
+    said = stats.nodes["many"].report["river"]
+    names = ["MacroF1", "MacroFBeta(beta=2)", "BalancedAccuracy"]
+    assert list(said["metrics"]) == names
+    assert min(said["metrics"].values()) > 0.3
+    assert said["drift"]["detector"] == "ADWIN(delta=0.002)"
