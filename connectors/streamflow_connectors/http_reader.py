@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
@@ -192,7 +193,9 @@ def _delay(text: str) -> float:
 def _why_it_may_pass(error: Exception) -> str | None:
     if isinstance(error, httpx.HTTPStatusError):
         return f"{error.response.status_code} {error.response.reason_phrase}".strip()
-    if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
+    # What a server says of a certificate after the handshake, httpx lets through as it is.
+    is_of_network = isinstance(error, httpx.TransportError | ssl.SSLError)
+    if is_of_network and not isinstance(error, httpx.UnsupportedProtocol):
         return f"{type(error).__name__} {_words(error)}".strip()
     return str(error) if isinstance(error, EOFError) else None
 
