@@ -1,7 +1,6 @@
 """Learning by compiled code, several samples a call, on the tensors that eager learning uses."""
 
 import copy
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamflow.pipeline.inductor import Routine
+from streamflow.pipeline.compilation import spec_of
 from streamflow.pipeline.recording import Buffer, Recording, Unsupported, baked
+from streamflow.pipeline.routines import Routine
 from streamflow.pipeline.stage import Stage
-from streamflow.pipeline.unrolling import num_backup, spec_of
 from streamflow.pipeline.updates import settings_of
-
-# Calls that are measured, fewer where they take long: the stream waits.
-_MEASURED = 10
-_MEASURED_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -26,16 +21,14 @@ class _Bound:
     """The tensors that code works on while nothing replaces them.
 
     Attributes:
-        held: As the recording has them.
+        held: As the recording has them, and the constants.
         addresses: Where they lie.
-        backup: Memory for what is written.
         counters: The optimizer's counts of steps.
         steps: What they say, by group.
     """
 
     held: list[Tensor]
     addresses: list[int]
-    backup: list[Tensor]
     counters: list[Tensor]
     steps: list[int]
 
@@ -45,23 +38,22 @@ class CompiledStage:
 
     Attributes:
         recording: What the code does.
-        routines: The code by the number of samples that it learns in a call.
+        routine: The code, once it is there.
     """
 
     def __init__(self, stage: Stage, recording: Recording) -> None:
         self.recording = recording
-        self.routines: dict[int, Routine] = {}
+        self.routine: Routine | None = None
         self._stage = stage
         optimizer = stage.updates.optimizer
         assert optimizer is not None
         self._optimizer = optimizer
         self._specs = [spec_of(tensor) for tensor in recording.arguments]
         self._bound: _Bound | None = None
-        self._backup: list[Tensor] = []
         self._constant_factors: dict[Any, Tensor] = {}
 
     def __repr__(self) -> str:
-        return f"<CompiledStage: calls of {', '.join(map(str, self.routines)) or 'nothing yet'}>"
+        return f"<CompiledStage: calls of {self.routine.takes if self.routine else 'nothing yet'}>"
 
     def prepare(self) -> None:
         """Take in what has changed since the last call; before a run of calls.
@@ -83,66 +75,60 @@ class CompiledStage:
         """Expect that something else counts steps or replaces tensors."""
         self._bound = None
 
-    def learn(self, size: int, samples: Sequence[Tensor]) -> list[Tensor] | None:
-        """Learn from ``size`` samples and return the tensors of their outputs.
+    def learn(self, samples: Sequence[Tensor], count: int) -> tuple[list[Tensor], int]:
+        """Learn from samples in order, until one is not finite.
 
-        A single sample that is not finite is skipped, as in eager learning. Returns None, and
-        leaves everything as it was, where one of several is not.
+        Args:
+            samples: Inputs, targets and weights (count, ...).
+            count: How many.
+
+        Returns:
+            Outputs of those that were taken, and how many these are; the last may have been passed
+            over, as in eager learning.
         """
         bound, updates = self._bound, self._stage.updates
         assert bound is not None
         schedule = _Schedule(self._optimizer, updates.scheduler)
-        factors = self._factors(size, bound.steps, schedule)
-        outputs = self._call(size, bound.held, bound.backup, factors, samples)
-        if self.recording.layout.is_checked and not math.isfinite(outputs.pop()):
+        factors = self._factors(count, bound.steps, schedule)
+        outputs, done, is_skipped = self._call(bound.held, factors, samples, count)
+        made = done - is_skipped
+        if made < count:
             schedule.undo()
-            if size == 1:
-                updates.skipped += 1
-                return outputs
-            for index, tensor in zip(self.recording.layout.written, bound.backup, strict=True):
-                bound.held[index].copy_(tensor)
-            return None
-        if bound.counters:
-            torch._foreach_add_(bound.counters, size)
-            bound.steps = [count + size for count in bound.steps]
-        updates.made += size
-        return outputs
+            for _ in range(made):
+                schedule.step()
+        if bound.counters and made:
+            torch._foreach_add_(bound.counters, made)
+            bound.steps = [step + made for step in bound.steps]
+        updates.made += made
+        updates.skipped += is_skipped
+        return outputs if done == count else [tensor[:done] for tensor in outputs], done
 
-    def rehearse(self, size: int, samples: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the outputs of samples and what would be written, and change nothing.
+    def rehearse(
+        self, samples: Sequence[Tensor], count: int, at_once: int
+    ) -> tuple[list[Tensor] | None, float]:
+        """Learn samples on copies of all that is written, so many at once.
 
-        Returns None where something was not finite.
+        Returns:
+            Their outputs and what would be written, or None where something was not finite; and
+            the seconds that it took.
         """
-        held, outputs = self._call_on_copies(size, samples, 1)
-        if self.recording.layout.is_checked and not math.isfinite(outputs.pop()):
-            return None
-        return [*outputs, *(held[index] for index in self.recording.layout.written)]
-
-    def measure(self, size: int, samples: Sequence[Tensor]) -> float:
-        """Return the seconds of a call; change nothing."""
-        times: list[float] = []
-        self._call_on_copies(size, samples, _MEASURED, times)
-        return min(times)
-
-    def _call_on_copies(
-        self, size: int, samples: Sequence[Tensor], count: int, times: list[float] | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
         bound = self._bound
         assert bound is not None
         schedule = _Schedule(self._optimizer, self._stage.updates.scheduler)
-        factors = self._factors(size, bound.steps, schedule)
+        factors = self._factors(count, bound.steps, schedule)
         schedule.undo()
         held = [tensor.clone() for tensor in bound.held]
-        backup = [tensor.clone() for tensor in bound.backup]
-        outputs: list[Tensor] = []
-        for _ in range(count):
-            start = time.perf_counter()
-            outputs = self._call(size, held, backup, factors, samples)
-            if times is not None:
-                times.append(time.perf_counter() - start)
-                if sum(times) > _MEASURED_SECONDS:
-                    break
-        return held, outputs
+        parts: list[list[Tensor]] = []
+        start = time.perf_counter()
+        for first in range(0, count, at_once):
+            rows = [tensor[first : first + at_once] for tensor in (factors, *samples)]
+            outputs, _, is_skipped = self._call(held, rows[0], rows[1:], len(rows[0]))
+            if is_skipped:
+                return None, time.perf_counter() - start
+            parts.append(outputs)
+        seconds = time.perf_counter() - start
+        joined = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return [*joined, *(held[index] for index in self.recording.layout.written)], seconds
 
     def written(self) -> list[Tensor]:
         """Return what is written as it is now."""
@@ -150,45 +136,49 @@ class CompiledStage:
         return [places[index]().detach() for index in self.recording.layout.written]
 
     def _call(
-        self,
-        size: int,
-        held: list[Tensor],
-        backup: list[Tensor],
-        factors: Tensor,
-        samples: Sequence[Tensor],
-    ) -> list[Tensor]:
-        kept = backup[: num_backup(self.recording.layout, size)]
-        constants = self.recording.constants
-        return self.routines[size]([*held, *kept, *constants, factors, *samples])
+        self, held: list[Tensor], factors: Tensor, samples: Sequence[Tensor], count: int
+    ) -> tuple[list[Tensor], int, bool]:
+        assert self.routine is not None
+        outputs = [torch.empty(count, *shape, dtype=dtype) for shape, dtype in self.recording.kinds]
+        done, is_skipped = self.routine.learn(held, [factors, *samples], outputs, count)
+        return outputs, done, is_skipped
 
-    def _factors(self, size: int, steps: Sequence[int], schedule: "_Schedule") -> Tensor:
+    def _factors(self, count: int, steps: Sequence[int], schedule: "_Schedule") -> Tensor:
         """Return the factors (samples, groups, factors) of the next updates."""
         if not schedule and not self.recording.formula.counts:
-            key = (size, schedule.rates())
+            key = (count, schedule.rates())
             if key not in self._constant_factors:
-                self._constant_factors = {key: self._factors_of([key[1]] * size, steps)}
+                self._constant_factors = {key: self._factors_of([key[1]], steps, count)}
             return self._constant_factors[key]
+        if not schedule:
+            return self._factors_of([schedule.rates()], steps, count)
         rates = []
-        for _ in range(size):
+        for _ in range(count):
             rates.append(schedule.rates())
             schedule.step()
-        if schedule and baked(self._optimizer) != self.recording.settings:
+        if baked(self._optimizer) != self.recording.settings:
             schedule.undo()
             msg = "the schedule changes more of the optimizer than its learning rate"
             raise Unsupported(msg)
-        return self._factors_of(rates, steps)
+        return self._factors_of(rates, steps, count)
 
-    def _factors_of(self, rates: Sequence[Sequence[float]], steps: Sequence[int]) -> Tensor:
+    def _factors_of(
+        self, rates: Sequence[Sequence[float]], steps: Sequence[int], count: int
+    ) -> Tensor:
+        """Return factors from learning rates (samples or one, groups) and steps made so far."""
         recording = self.recording
-        rows = [
-            [
-                recording.formula.factors(rate, step + k, settings)
-                for rate, step, settings in zip(row, steps, recording.settings, strict=True)
-            ]
-            for k, row in enumerate(rates, start=1)
-        ]
+        numbers = torch.arange(1, count + 1, dtype=torch.float64)
+        groups = []
+        for rate, step, settings in zip(
+            torch.tensor(rates, dtype=torch.float64).unbind(1),
+            steps,
+            recording.settings,
+            strict=True,
+        ):
+            found = recording.formula.factors(rate, numbers + step, settings)
+            groups.append(torch.stack([factor.expand(count) for factor in found], -1))
         position = recording.layout.held + recording.layout.constants
-        return torch.tensor(rows, dtype=recording.arguments[position].dtype)
+        return torch.stack(groups, 1).to(recording.arguments[position].dtype)
 
     def _bind(self) -> _Bound:
         recording = self.recording
@@ -205,18 +195,14 @@ class CompiledStage:
                 address = place().untyped_storage().data_ptr()
             used.add(address)
         held = [place().detach() for place in recording.held]
-        if not self._backup and recording.layout.is_checked:
-            specs = [self._specs[index] for index in recording.layout.written]
-            self._backup = [torch.empty_strided(*spec[:2], dtype=spec[2]) for spec in specs]
         counters = [[self._counter(p) for p in group] for group in recording.counted]
         steps = [{int(counter) for counter in group} or {0} for group in counters]
         if any(len(found) > 1 for found in steps):
             msg = "parameters of a group have made different numbers of steps"
             raise Unsupported(msg)
         return _Bound(
-            held,
+            [*held, *recording.constants],
             [tensor.data_ptr() for tensor in held],
-            self._backup,
             [counter for group in counters for counter in group],
             [found.pop() for found in steps],
         )

@@ -12,32 +12,33 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import IO
 
-from streamflow.pipeline import inductor
+from streamflow.pipeline import inductor, native
+from streamflow.pipeline.compilation import SINGLE, Request, spec_of
 from streamflow.pipeline.recording import Recording
-from streamflow.pipeline.unrolling import LIBRARY, Request, spec_of
+from streamflow.pipeline.routines import Routine, Single
 
-FORMAT = 4
+FORMAT = 5
 """Counts changes of this package that make older code useless."""
 
-_PROGRAM = "from streamflow.pipeline.unrolling import main; main()"
+_PROGRAM = "from streamflow.pipeline.compilation import main; main()"
 
 
 class Compiler:
-    """Makes the code of one recording, one size after another, in another process.
+    """Makes the code of one recording in another process.
 
     Attributes:
-        failure: Why some size cannot be had, once that is known.
+        failure: Why it cannot be had, once that is known.
     """
 
     def __init__(self, recording: Recording, num_threads: int) -> None:
         specs = [spec_of(tensor) for tensor in recording.arguments]
-        self._request = Request(recording.graph, recording.layout, specs, {}, num_threads)
-        self._digest = _digest(self._request)
-        self._wanted: list[int] = []
+        folder = inductor.cache_folder()
+        request = Request(recording.graph, recording.layout, specs, folder, num_threads)
+        self._digest = _digest(request)
+        self._request = replace(request, folder=folder / self._digest)
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
         self.failure = ""
@@ -57,25 +58,22 @@ class Compiler:
         """Whether a process is at work."""
         return self._thread is not None and self._thread.is_alive()
 
-    def find(self, size: int) -> Path | None:
-        """Return the code of calls of ``size`` samples, where it is on disk."""
-        path = self._folder(size) / LIBRARY
-        return path if path.exists() else None
+    def find(self) -> Routine | None:
+        """Return the code, where it is on disk."""
+        folder = self._request.folder
+        if (folder / native.LIBRARY).exists():
+            return native.Native(folder / native.LIBRARY)
+        if (folder / SINGLE).exists():
+            return Single(inductor.load(folder / SINGLE), self._request.layout)
+        return None
 
-    def start(self, sizes: Sequence[int], *, is_urgent: bool) -> None:
-        """Begin to make the code of some sizes, in this order; nothing may be under way.
+    def start(self, *, is_urgent: bool) -> None:
+        """Begin to make the code; nothing may be under way.
 
         Where it is not urgent, everything else on the machine goes first.
         """
         assert not self.is_busy
-        request = Request(
-            self._request.graph,
-            self._request.layout,
-            self._request.specs,
-            {size: self._folder(size) for size in sizes},
-            self._request.num_threads,
-            is_urgent,
-        )
+        request = replace(self._request, is_urgent=is_urgent)
         try:
             self._process = _process()
         except OSError as error:
@@ -90,7 +88,7 @@ class Compiler:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until everything that was begun is made or has failed."""
+        """Wait until what was begun is made or has failed."""
         if self._thread is not None:
             self._thread.join()
 
@@ -99,9 +97,6 @@ class Compiler:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)  # with the compilers that it started
         self.wait()
-
-    def _folder(self, size: int) -> Path:
-        return inductor.cache_folder() / f"{self._digest}-{size}"
 
     def _watch(self, process: subprocess.Popen[bytes], request: bytes) -> None:
         assert process.stdin is not None

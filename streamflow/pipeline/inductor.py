@@ -1,12 +1,7 @@
-"""Every private name of torch's compiler that is used here, since they move between versions.
-
-At batch 1 a matrix product is a matrix times a vector. The compiler hands products to a BLAS
-library, with which nothing fuses; taken apart into multiply and sum they become loops that fuse
-with activations, gradients and updates.
-"""
+"""Every private name of torch's compiler that is used here, since they move between versions."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-Routine = Callable[[list[Tensor]], list[Tensor]]
+Run = Callable[[list[Tensor]], list[Tensor]]
 """Compiled code: takes tensors, writes into some of them, returns others."""
 
 aten = torch.ops.aten
@@ -51,19 +46,22 @@ def without_writes(graph: GraphModule, arguments: Sequence[Tensor]) -> GraphModu
         return make_fx(functionalize(graph, remove="mutations"))(*fakes)
 
 
-def unroll(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
-    """Record ``function``, which writes into its arguments only, products taken apart."""
+def decompose(
+    function: Callable[..., Any],
+    arguments: Sequence[Tensor],
+    others: Mapping[Any, Callable[..., Any]],
+) -> GraphModule:
+    """Record ``function``, which writes into its arguments only, taken apart for the compiler.
+
+    ``others`` say how to take some operations apart.
+    """
     import_module("torch._inductor.lowering")  # some decompositions take it for granted
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.func import functionalize
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    table: dict[Any, Callable[..., Any]] = {
-        **select_decomp_table(),
-        aten.mm.default: _mm,
-        aten.addmm.default: _addmm,
-    }
+    table: dict[Any, Callable[..., Any]] = {**select_decomp_table(), **others}
     mode = FakeTensorMode()
     fakes = [mode.from_tensor(tensor) for tensor in arguments]
     with mode:
@@ -71,30 +69,127 @@ def unroll(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMo
         return make_fx(pure, decomposition_table=table)(*fakes)
 
 
-def build(graph: GraphModule, arguments: Sequence[Tensor], path: Path, num_threads: int) -> None:
-    """Compile a graph to a library at ``path``, which ends in ``.so``."""
+class Unlisted(Exception):  # no error: a way that is not taken
+    """Why code is not a list of kernel calls."""
+
+
+Kernel = Callable[[Sequence[str], str], Callable[..., None]]
+"""Takes the types of a kernel's arguments and its source; returns what is called in its place."""
+
+Operation = Callable[[Any, Sequence[Any]], Any]
+"""Takes an operation and its arguments; returns its results."""
+
+
+def list_calls(
+    graph: GraphModule,
+    arguments: Sequence[Tensor],
+    kernel: Kernel,
+    operation: Operation,
+    num_threads: int,
+) -> list[Tensor]:
+    """Turn a graph into calls of C++ kernels, and go through them once without running any.
+
+    Returns:
+        The tensors that the graph returns, which hold nothing.
+    """
+    from torch._inductor.async_compile import AsyncCompile
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Listing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return operation(func, args)
+
+    class Compile(AsyncCompile):
+        def cpp_pybinding(self, argtypes: list[str], source_code: str) -> Any:
+            return kernel(argtypes, source_code)
+
+        def wait(self, scope: dict[str, Any]) -> None:
+            pass
+
+    code = _python(graph, arguments, num_threads)
+    scope: dict[str, Any] = {"__name__": "streamflow_listing"}
+    own = code.replace("async_compile = AsyncCompile()", "async_compile = Own()")
+    scope["Own"] = Compile
+    exec(compile(own, "<listing>", "exec"), scope)
+    with Listing():  # type: ignore[no-untyped-call]
+        return list(scope["call"](list(arguments)))
+
+
+def _python(graph: GraphModule, arguments: Sequence[Tensor], num_threads: int) -> str:
+    """Return the Python module that the compiler makes of a graph."""
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.graph import GraphLowering
+
+    found: list[str] = []
+
+    class Enough(Exception):
+        pass
+
+    def keep(code: str) -> None:
+        found.append(code)
+        raise Enough
+
+    before = GraphLowering.__dict__["save_output_code"]
+    GraphLowering.save_output_code = staticmethod(keep)
+    _no_outer_fusion()
+    try:
+        with config.patch({"fx_graph_cache": False, **_settings(num_threads)}):
+            compile_fx_inner(graph, list(arguments))
+    except Exception:
+        if not found:
+            raise
+    finally:
+        GraphLowering.save_output_code = before
+    return found[0]
+
+
+def build_library(source: str, path: Path) -> None:
+    """Compile C++ to a library at ``path``, which ends in ``.so``."""
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = path.with_suffix(".cpp")
+    code.write_text(source)
+    options = CppTorchDeviceOptions(vec_isa=pick_vec_isa(), device_type="cpu")
+    CppBuilder(path.stem, [str(code)], options, str(path.parent)).build()
+
+
+def _settings(num_threads: int) -> dict[str, Any]:
+    return {
+        "compile_threads": 1,
+        "cpp.threads": num_threads,
+        "cpp.enable_floating_point_contract_flag": "fast",
+    }
+
+
+def _no_outer_fusion() -> None:
+    """Loops that share only their outer part were slower fused, and some could not be made."""
     from torch._inductor.codegen.cpp import CppScheduling
-    from torch._inductor.compile_fx import compile_fx_aot
 
     if hasattr(CppScheduling, "_get_outer_loop_fusion_depth"):
-        # Loops that share only their outer part were slower fused, and some could not be made.
         CppScheduling._get_outer_loop_fusion_depth = _never  # type: ignore[method-assign]
+
+
+def build(graph: GraphModule, arguments: Sequence[Tensor], path: Path, num_threads: int) -> None:
+    """Compile a graph to a library at ``path``, which ends in ``.so``."""
+    from torch._inductor.compile_fx import compile_fx_aot
+
+    _no_outer_fusion()
     compile_fx_aot(
         graph,
         list(arguments),
-        config_patches={
-            "aot_inductor.output_path": str(path),
-            "compile_threads": 1,
-            "cpp.threads": num_threads,
-            "cpp.enable_floating_point_contract_flag": "fast",
-        },
+        config_patches={"aot_inductor.output_path": str(path), **_settings(num_threads)},
     )
 
 
-def load(path: Path) -> Routine:
+def load(path: Path) -> Run:
     """Load a library that :func:`build` made."""
     runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
-    run: Routine = runner.run
+    run: Run = runner.run
     return run
 
 
@@ -129,20 +224,3 @@ def find_compiler() -> str | None:
 
 def _never(*_: object) -> int:
     return 0
-
-
-def _mm(a: Tensor, b: Tensor) -> Any:
-    if a.shape[1] == 1:
-        return a * b
-    if a.shape[0] == 1:
-        return (a.t() * b).sum(0, keepdim=True)
-    if b.shape[1] == 1:
-        return (a * b.t()).sum(1, keepdim=True)
-    return NotImplemented
-
-
-def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    product = _mm(a, b)
-    if product is NotImplemented:
-        return NotImplemented
-    return (c if beta == 1 else c * beta) + (product if alpha == 1 else product * alpha)

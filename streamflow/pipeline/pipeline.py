@@ -62,7 +62,7 @@ class Pipeline:
         devices: Where stages compute: one device for all, or one per stage. The module's tensors
             move there, and back when the pipeline is closed. None: wherever the module is.
         compile: ``"auto"`` learns eagerly at once, compiles in a process of its own if learning
-            goes on for ten seconds, and then learns up to 32 samples that wait in one call of
+            goes on for ten seconds, and then learns all samples that wait in one call of
             compiled code: each by an update of its own as ever, equal to rounding. True waits for
             the compiler. That takes a C++ compiler, one stage on the CPU, and SGD, Adam, AdamW,
             RMSprop or Adagrad; where it cannot be, or is not faster, learning stays eager, and

@@ -43,7 +43,7 @@ class Layout:
     Attributes:
         held: Count of held tensors.
         written: Which of them are written, parameters first.
-        parameters: How many of the written are parameters.
+        kept: For each parameter that is learned, itself and what the optimizer keeps of it.
         learned: How many of the written are parameters or what the optimizer keeps of them.
         constants: Count of constants.
         inputs: Count of tensors of an input.
@@ -55,7 +55,7 @@ class Layout:
 
     held: int
     written: tuple[int, ...]
-    parameters: int
+    kept: tuple[tuple[int, ...], ...]
     learned: int
     constants: int
     inputs: int
@@ -79,6 +79,7 @@ class Recording:
         settings: What the optimizer's groups say beside learning rates, which is in the graph.
         counted: Parameters whose optimizer counts steps, by group.
         structure: Of an output.
+        kinds: Shape and dtype of each tensor of an output, without the dimension of samples.
     """
 
     graph: GraphModule
@@ -90,6 +91,7 @@ class Recording:
     settings: list[Settings]
     counted: list[list[nn.Parameter]]
     structure: pytree.TreeSpec
+    kinds: list[tuple[torch.Size, torch.dtype]]
 
 
 def record(
@@ -138,6 +140,7 @@ class _Recorder:
         self.learned: list[str] = []
         self.changed: list[int] = []
         self.structure: pytree.TreeSpec | None = None
+        self.kinds: list[tuple[torch.Size, torch.dtype]] = []
 
     def _kept(self, name: str) -> list[str]:
         """Name what the optimizer keeps of a parameter, and already has."""
@@ -161,7 +164,7 @@ class _Recorder:
         layout = Layout(
             held=len(held),
             written=written,
-            parameters=len(self.learned),
+            kept=self._kept_together(),
             learned=sum(index < len(self.parameters) + len(self.slots) for index in written),
             constants=len(constants),
             inputs=len(inputs),
@@ -180,6 +183,15 @@ class _Recorder:
             self.settings,
             self._counted(),
             self.structure,
+            self.kinds,
+        )
+
+    def _kept_together(self) -> tuple[tuple[int, ...], ...]:
+        places = {name: index for index, name in enumerate(self.parameters)}
+        first = len(places)
+        return tuple(
+            (places[name], *(first + k for k, slot in enumerate(self.slots) if slot[0] == name))
+            for name in self.learned
         )
 
     def _graph(self, arguments: list[Tensor]) -> GraphModule:
@@ -266,6 +278,10 @@ class _Recorder:
         if not all(isinstance(leaf, Tensor) for leaf in leaves):
             msg = "the network returns more than tensors"
             raise Unsupported(msg)
+        if not all(leaf.dim() and len(leaf) == 1 for leaf in leaves):
+            msg = "an output has no dimension of samples"
+            raise Unsupported(msg)
+        self.kinds = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
         return [leaf.detach() for leaf in leaves]
 
     def _changed(

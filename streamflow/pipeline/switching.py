@@ -8,7 +8,8 @@ writes; it takes over if its results are the same and it is faster.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,20 +37,17 @@ Eager = Callable[[int, int], Chunk]
 EAGER_SO_FAR = "eager so far"
 """While nothing is compiled, and nothing speaks against it."""
 
-SIZES = (1, 8, 32)
-"""Samples of a call. Larger ones take longer to compile, and save what a call costs."""
+MOST = 256
+"""Samples of a call, at most: what is pressed for time waits for one."""
 
 # Eager learning before code is looked for, and before it is made: who stops before has lost
 # nothing, and who stops soon afterwards not much.
 _EAGER_SECONDS = 1.0
 _COMPILE_SECONDS = 10.0
-# What a call costs matters only where samples are quicker than this.
-_QUICK_SECONDS = 3e-5
 _EAGER_SAMPLES = 64
 _MOST_KINDS = 4
 _TRIALS = 3
-_MOST_UNDONE = 4.0
-_FORGETTING = 0.9
+_TRIED = 10
 # Parameters of a network whose loops are shared by threads.
 _LARGE = 2_000_000
 
@@ -60,50 +58,17 @@ class _Kind:
 
     Attributes:
         attributes: Of the network, as the code was made for them.
-        untried: Sizes that are loaded, and how often they have failed to give the same.
-        seconds: What a sample takes in calls of the sizes that are in use.
-        rejected: Sizes that are of no use.
-        undone: Calls that were undone of late, more or less.
+        is_tried: Whether the code gives the same and is faster.
+        failures: How often it gave something else.
         is_prepared: Whether nothing else was at the stage since the last call.
     """
 
     compiled: CompiledStage
     compiler: Compiler
     attributes: Attributes
-    untried: dict[int, int] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
-    rejected: set[int] = field(default_factory=set)
-    undone: float = 0.0
+    is_tried: bool = False
+    failures: int = 0
     is_prepared: bool = False
-
-    def size(self, run: int) -> int:
-        """Return how many of the next ``run`` samples a call takes; 0 where there is no code."""
-        sizes = self.untried or self.seconds
-        return max((size for size in sizes if size <= run), default=0)
-
-    def wanted(self, longest: int) -> list[int]:
-        """List the sizes that are of use for runs of so many samples, and not there yet."""
-        known = {*self.untried, *self.seconds, *self.rejected}
-        return [
-            size for size in SIZES if size not in known and size <= longest and self._can_save(size)
-        ]
-
-    def take(self, size: int, seconds: float) -> None:
-        """Use a size, and none that is slower than a smaller one."""
-        del self.untried[size]
-        self.seconds[size] = seconds
-        best = float("inf")
-        for known in sorted(self.seconds):
-            if self.seconds[known] < best:
-                best = self.seconds[known]
-            else:
-                del self.seconds[known]
-                self.rejected.add(known)
-
-    def _can_save(self, size: int) -> bool:
-        """Say whether calls of so many samples save much beside those that are in use."""
-        below = [seconds for other, seconds in self.seconds.items() if other < size]
-        return size < SIZES[-1] or (bool(below) and min(below) < _QUICK_SECONDS)
 
 
 class Switch:
@@ -119,7 +84,6 @@ class Switch:
         self._kinds: dict[Any, _Kind] = {}
         self._num_begun = 0
         self._eager_seconds = 0.0
-        self._longest = 1
         self.reason = ""
         if options.accumulate > 1:
             self._refuse("gradients are accumulated")
@@ -136,7 +100,7 @@ class Switch:
             outputs, numbers = self._advance(batch, tensors, len(steps), kind, eager)
             parts.append(outputs)
             steps += numbers
-            if kind is None or self.reason or kind.wanted(self._longest):
+            if kind is None or self.reason or not kind.is_tried:
                 kind = self._kind(batch, tensors)
         return (parts[0] if len(parts) == 1 else trees.stack_samples(parts)), steps
 
@@ -145,9 +109,9 @@ class Switch:
         """Say how samples are learned now."""
         if self.reason:
             return f"eager: {self.reason}"
-        sizes = [size for kind in self._kinds.values() for size in kind.seconds]
-        if sizes:
-            return f"compiled, up to {max(sizes)} sample{'s' * (max(sizes) > 1)} a call"
+        routines = [kind.compiled.routine for kind in self._kinds.values() if kind.is_tried]
+        if routines and routines[-1] is not None:
+            return f"compiled, {routines[-1].takes} a call"
         is_busy = any(kind.compiler.is_busy for kind in self._kinds.values())
         return "eager while it compiles" if is_busy else EAGER_SO_FAR
 
@@ -159,14 +123,14 @@ class Switch:
     def _advance(
         self, batch: Batch, tensors: list[Tensor], first: int, kind: _Kind | None, eager: Eager
     ) -> Chunk:
-        run = run_length(batch, first)
-        self._longest = max(self._longest, run)
-        size = kind.size(run) if kind is not None else 0
-        if kind is None or not size:
-            at_once = 1 if run and self._options.compile is True else _EAGER_SAMPLES
+        count = run_length(batch, first)
+        if kind is None or kind.compiled.routine is None or not count:
+            at_once = 1 if count and self._options.compile is True else _EAGER_SAMPLES
             return self._eagerly(first, min(first + at_once, len(batch)), eager)
-        is_whole = size == len(batch)
-        rows = tensors if is_whole else [tensor[first : first + size] for tensor in tensors]
+        if not kind.is_tried:
+            count = min(count, _TRIED)
+        is_whole = count == len(batch)
+        rows = tensors if is_whole else [tensor[first : first + count] for tensor in tensors]
         samples = [tensor.contiguous() for tensor in rows]
         if self._stage.states:
             self._stage.states.enter(batch.keys[first])
@@ -175,61 +139,44 @@ class Switch:
             if not kind.is_prepared:
                 kind.compiled.prepare()
                 kind.is_prepared = True
-            if size in kind.untried:
-                return self._try(kind, size, samples, first, eager)
-            found = self._learn(kind, size, samples)
+            if not kind.is_tried:
+                return self._try(kind, samples, count, first, eager)
+            found = self._learn(kind, samples, count)
         except Unsupported as error:
             self._refuse(str(error))
-            found = None
-        if found is None:
-            return self._eagerly(first, first + size, eager)
+            return self._eagerly(first, first + count, eager)
         if self._stage.states:
             self._stage.states.leave(batch.keys[first])
         return found
 
-    def _learn(self, kind: _Kind, size: int, samples: list[Tensor]) -> Chunk | None:
-        """Learn by compiled code; return None where that was undone."""
+    def _learn(self, kind: _Kind, samples: list[Tensor], count: int) -> Chunk:
         made = self._stage.updates.made
-        outputs = kind.compiled.learn(size, samples)
-        if outputs is None:
-            kind.undone += 1
-            if kind.undone > _MOST_UNDONE:
-                msg = "too many samples give what is not finite"
-                raise Unsupported(msg)
-            return None
-        kind.undone *= _FORGETTING
+        outputs, done = kind.compiled.learn(samples, count)
         structure = kind.compiled.recording.structure
         tree = outputs[0] if structure.is_leaf() else pytree.tree_unflatten(outputs, structure)
-        return tree, list(range(made, made + size))
+        return tree, list(range(made, made + done))
 
     def _try(
-        self, kind: _Kind, size: int, samples: list[Tensor], first: int, eager: Eager
+        self, kind: _Kind, samples: list[Tensor], count: int, first: int, eager: Eager
     ) -> Chunk:
         """Learn eagerly, and see whether compiled code would have done the same, but faster."""
-        found = kind.compiled.rehearse(size, samples)
-        seconds = kind.compiled.measure(size, samples) / size
+        one_by_one, _ = kind.compiled.rehearse(samples, count, 1)
+        together, seconds = kind.compiled.rehearse(samples, count, count)
         start = time.perf_counter()
-        chunk = self._eagerly(first, first + size, eager)
-        eager_seconds = (time.perf_counter() - start) / size
-        if found is None:
+        chunk = self._eagerly(first, first + count, eager)
+        eager_seconds = time.perf_counter() - start
+        if one_by_one is None or together is None:
             return chunk
         wanted = [*trees.tensors(chunk[0]), *kind.compiled.written()]
-        if not all(map(_is_close, found, wanted)):
-            kind.untried[size] += 1
-            if kind.untried[size] == _TRIALS:
-                self._reject(kind, size, "compiled code gives other results")
-            return chunk
-        if self._options.compile is True or seconds < eager_seconds:
-            kind.take(size, seconds)
+        if not all(map(_is_close, one_by_one + together, wanted + wanted)):
+            kind.failures += 1
+            if kind.failures == _TRIALS:
+                self._refuse("compiled code gives other results")
+        elif self._options.compile is True or seconds < eager_seconds:
+            kind.is_tried = True
         else:
-            self._reject(kind, size, "compiled code is not faster")
+            self._refuse("compiled code is not faster")
         return chunk
-
-    def _reject(self, kind: _Kind, size: int, why: str) -> None:
-        kind.untried.pop(size, None)
-        kind.rejected.add(size)
-        if not kind.untried and not kind.seconds and not kind.compiler.is_busy:
-            self._refuse(why)
 
     def _eagerly(self, first: int, stop: int, eager: Eager) -> Chunk:
         start = time.perf_counter()
@@ -296,36 +243,23 @@ class Switch:
         return _Kind(compiled, Compiler(recording, _num_threads(self._stage)), attributes)
 
     def _settled(self, kind: _Kind) -> _Kind:
-        """Load code that has become ready, and have more made where it is wanted."""
-        missing = self._load(kind)
+        """Load code that has become ready, or have it made where that is due."""
+        if kind.compiled.routine is None:
+            kind.compiled.routine = kind.compiler.find()
         waits = self._options.compile is True
         is_due = waits or self._eager_seconds >= _COMPILE_SECONDS
-        if not missing or not is_due or kind.compiler.is_busy:
+        if kind.compiled.routine is not None or not is_due or kind.compiler.is_busy:
             return kind
         if inductor.find_compiler() is None:
             kind.compiler.failure = "no C++ compiler; apt install g++"
         if not kind.compiler.failure:
-            kind.compiler.start(missing, is_urgent=waits)
-            if not waits:
-                return kind
-            kind.compiler.wait()
-            missing = self._load(kind)
-        for size in missing:
-            if kind.compiler.failure:
-                self._reject(kind, size, kind.compiler.failure)
+            kind.compiler.start(is_urgent=waits)
+            if waits:
+                kind.compiler.wait()
+                kind.compiled.routine = kind.compiler.find()
+        if kind.compiler.failure:
+            self._refuse(kind.compiler.failure)
         return kind
-
-    def _load(self, kind: _Kind) -> list[int]:
-        """Load the code that is on disk; return the sizes that are not."""
-        missing = []
-        for size in kind.wanted(self._longest):
-            path = kind.compiler.find(size)
-            if path is None:
-                missing.append(size)
-            else:
-                kind.compiled.routines[size] = inductor.load(path)
-                kind.untried[size] = 0
-        return missing
 
     def _refuse(self, why: str) -> None:
         if self.reason:
@@ -353,17 +287,14 @@ def _num_threads(stage: Stage) -> int:
 
 
 def run_length(batch: Batch, first: int) -> int:
-    """Count the samples from here that are learned, of one stream; up to the largest size."""
-    count, key = 0, batch.keys[first]
-    for is_learned, other in zip(
-        batch.is_learned[first : first + SIZES[-1]],
-        batch.keys[first : first + SIZES[-1]],
-        strict=True,
-    ):
-        if not is_learned or other != key:
-            break
-        count += 1
-    return count
+    """Count the samples from here that are learned, of one stream; as many as a call takes."""
+    stop = min(first + MOST, len(batch))
+    with suppress(ValueError):
+        stop = batch.is_learned.index(False, first, stop)
+    keys = batch.keys[first:stop]
+    if keys.count(batch.keys[first]) == len(keys):
+        return len(keys)
+    return next(place for place, key in enumerate(keys) if key != keys[0])
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -1,6 +1,7 @@
-"""Recorded and unrolled samples, run without a compiler, against the eager pipeline."""
+"""Recorded samples, run without a compiler, against the eager pipeline."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,23 +14,32 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 from streamflow.pipeline import Pipeline, trees
 from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.assembly import assemble
+from streamflow.pipeline.compilation import one_sample
 from streamflow.pipeline.compiled import CompiledStage
 from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.recording import Unsupported, record
+from streamflow.pipeline.recording import Recording, Unsupported, record
+from streamflow.pipeline.routines import Routine, Single
 from streamflow.pipeline.states import initial_state
-from streamflow.pipeline.unrolling import in_a_row
 from tests.pipeline.networks import RunningScale, chain, stream
 from tests.pipeline.real_networks import CASES
 from tests.pipeline.test_any_module import assert_close
 from tests.pipeline.test_states import recurrent
 
-SIZE = 3
 sgd = partial(torch.optim.SGD, lr=0.02, momentum=0.5)
 adam = partial(torch.optim.Adam, lr=0.01, weight_decay=0.1)
 
 
-class Unrolled:
+Code = Callable[[Recording], Routine]
+
+
+def recorded(recording: Recording) -> Routine:
+    """Return a recording itself as its code."""
+    learn = one_sample(recording.graph, recording.layout)
+    return Single(lambda tensors: learn(*tensors), recording.layout)
+
+
+class Recorded:
     """A pipeline of one stage whose samples are learned by a recording."""
 
     def __init__(self, net: nn.Module, **options: Any) -> None:
@@ -57,17 +67,17 @@ class Unrolled:
             self.stage.update()
         return trees.map_tensors(torch.Tensor.clone, output)
 
-    def record(self, inputs: Any, targets: Any, weights: Any = None) -> CompiledStage:
+    def record(
+        self, inputs: Any, targets: Any, weights: Any = None, code: Code = recorded
+    ) -> CompiledStage:
         weight = None if weights is None else torch.as_tensor(weights)[0]
         recording = record(self.stage, inputs, targets, weight, self.options.clip_norm)
         self.compiled = CompiledStage(self.stage, recording)
-        for size in (1, SIZE):
-            function = in_a_row(recording.graph, recording.layout, size)
-            self.compiled.routines[size] = lambda tensors, f=function: f(*tensors)  # type: ignore[misc]
+        self.compiled.routine = code(recording)
         return self.compiled
 
     def learn(self, inputs: Any, targets: Any, weights: Any = None) -> Any:
-        """Learn a call of samples by the recording; None where that was undone."""
+        """Learn a call of samples by the recording, as far as it goes."""
         assert self.compiled is not None
         self.compiled.prepare()
         tensors = [*trees.tensors(inputs), *([] if targets is None else trees.tensors(targets))]
@@ -75,9 +85,7 @@ class Unrolled:
             tensors.append(torch.as_tensor(weights))
         size = len(tensors[0])
         with torch.no_grad():
-            outputs = self.compiled.learn(size, tensors)
-        if outputs is None:
-            return None
+            outputs, _ = self.compiled.learn(tensors, size)
         return torch.utils._pytree.tree_unflatten(outputs, self.compiled.recording.structure)
 
 
@@ -85,17 +93,24 @@ def part(tree: Any, first: int, stop: int) -> Any:
     return trees.map_tensors(lambda tensor: tensor[first:stop], tree)
 
 
-def compare(net: nn.Module, inputs: Any, targets: Any, weights: Any = None, **options: Any) -> None:
+def compare(
+    net: nn.Module,
+    inputs: Any,
+    targets: Any,
+    weights: Any = None,
+    code: Code = recorded,
+    **options: Any,
+) -> None:
     """Learn a sample eagerly and 7 by a recording, beside a pipeline that learns all eagerly."""
     plain = copy.deepcopy(net)
     arguments = {"loss": F.mse_loss, "optimizer": sgd, "compile": False, **options}
     with Pipeline(plain, **arguments) as pipe:
         wanted = pipe.process(inputs, targets, weights=weights)
         state = pipe.state_dict()
-    mine = Unrolled(net, **options)
+    mine = Recorded(net, **options)
     outputs = [mine.eager(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1))]
-    compiled = mine.record(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1))
-    assert repr(compiled) == "<CompiledStage: calls of 1, 3>"
+    compiled = mine.record(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1), code)
+    assert repr(compiled) == "<CompiledStage: calls of one sample>"
     for first, stop in ((1, 4), (4, 5), (5, 8)):
         rows = part(inputs, first, stop), part(targets, first, stop), _rows(weights, first, stop)
         outputs.append(mine.learn(*rows))
@@ -176,7 +191,7 @@ def test_a_tensor_of_the_loss_may_change_later() -> None:
     net = chain(["linear"], 0)
     other = copy.deepcopy(net)
     inputs, targets = stream(8, seed=0)
-    mine = Unrolled(net, loss=loss)
+    mine = Recorded(net, loss=loss)
     mine.eager(inputs[:1], targets[:1])
     mine.record(inputs[:1], targets[:1])
     factor.mul_(2)
@@ -192,16 +207,18 @@ def test_a_tensor_of_the_loss_may_change_later() -> None:
 
 @pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan"), 1e200])
-def test_a_single_sample_that_is_not_finite_is_skipped(optimizer: Any, bad: float) -> None:
+def test_a_sample_that_is_not_finite_is_skipped_and_ends_a_call(optimizer: Any, bad: float) -> None:
     net = chain(["linear", "scale", "linear"], 0)
     plain = copy.deepcopy(net)
     options = {"optimizer": optimizer, "scheduler": partial(ExponentialLR, gamma=0.5)}
     inputs, targets = stream(4, seed=0)
     targets[2, 1] = bad
-    mine, eager = Unrolled(net, **options), Unrolled(plain, **options)
+    mine, eager = Recorded(net, **options), Recorded(plain, **options)
     outputs = [mine.eager(inputs[:1], targets[:1])]
     mine.record(inputs[:1], targets[:1])
-    outputs += [mine.learn(inputs[n : n + 1], targets[n : n + 1]) for n in (1, 2, 3)]
+    taken = mine.learn(inputs[1:4], targets[1:4])  # as far as the one that is skipped
+    assert len(taken) == 2
+    outputs += [taken[:1], taken[1:], mine.learn(inputs[3:], targets[3:])]
     wanted = []
     for n in range(4):
         sample = Sample(n, True, targets[n : n + 1])
@@ -213,27 +230,6 @@ def test_a_single_sample_that_is_not_finite_is_skipped(optimizer: Any, bad: floa
     assert mine.stage.updates.skipped == eager.stage.updates.skipped == 1
     assert mine.stage.updates.made == eager.stage.updates.made == 3
     assert mine.stage.updates.scheduler.last_epoch == 3  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("optimizer", [sgd, adam])
-def test_a_call_with_something_not_finite_leaves_no_trace(optimizer: Any) -> None:
-    net = chain(["linear", "scale", "linear"], 0)
-    options = {"optimizer": optimizer, "scheduler": partial(ExponentialLR, gamma=0.5)}
-    inputs, targets = stream(4, seed=0)
-    mine = Unrolled(net, **options)
-    mine.eager(inputs[:1], targets[:1])
-    mine.record(inputs[:1], targets[:1])
-    optimizer_of, scheduler = mine.stage.updates.optimizer, mine.stage.updates.scheduler
-    assert optimizer_of is not None
-    assert scheduler is not None
-    before = copy.deepcopy((net.state_dict(), optimizer_of.state_dict(), scheduler.state_dict()))
-    targets[2] = float("inf")
-    assert mine.learn(inputs[1:4], targets[1:4]) is None
-    after = (net.state_dict(), optimizer_of.state_dict(), scheduler.state_dict())
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
-    assert mine.stage.updates.made == 1
-    assert mine.learn(inputs[1:2], targets[1:2]) is not None
-    assert mine.stage.updates.made == 2
 
 
 class Counting(nn.Module):
@@ -299,7 +295,7 @@ def test_what_cannot_be_recorded_says_why_and_stays_as_it_was(
     net: nn.Module, options: dict[str, Any], message: str
 ) -> None:
     net = copy.deepcopy(net)
-    mine = Unrolled(net, **options)
+    mine = Recorded(net, **options)
     inputs, targets = stream(2, seed=0)
     row = inputs[:1], (None if "loss" in options and not mine.admission.has_target else targets[:1])
     mine.eager(*row)
@@ -313,14 +309,14 @@ def test_what_cannot_be_recorded_says_why_and_stays_as_it_was(
 def test_complex_numbers_are_left_to_eager_learning() -> None:
     case = CASES["complex"]
     inputs, targets = case.stream(1)
-    mine = Unrolled(case.network(), loss=case.loss)
+    mine = Recorded(case.network(), loss=case.loss)
     mine.eager(inputs, targets)
     with pytest.raises(Unsupported, match=r"holds a tensor of .*complex128"):
         mine.record(inputs, targets)
 
 
 def test_an_optimizer_that_has_not_begun_is_left_to_begin() -> None:
-    mine = Unrolled(chain(["linear"], 0))
+    mine = Recorded(chain(["linear"], 0))
     inputs, targets = stream(2, seed=0)
     with pytest.raises(Unsupported, match="has not begun"):
         mine.record(inputs[:1], targets[:1])
@@ -328,7 +324,7 @@ def test_an_optimizer_that_has_not_begun_is_left_to_begin() -> None:
 
 def test_a_schedule_of_more_than_rates_is_left_alone() -> None:
     cycle = partial(OneCycleLR, max_lr=0.1, total_steps=20)
-    mine = Unrolled(chain(["linear"], 0), scheduler=cycle)
+    mine = Recorded(chain(["linear"], 0), scheduler=cycle)
     inputs, targets = stream(4, seed=0)
     mine.eager(inputs[:1], targets[:1])
     mine.record(inputs[:1], targets[:1])
@@ -341,13 +337,13 @@ def test_a_schedule_of_more_than_rates_is_left_alone() -> None:
 def test_buffers_that_share_memory_get_memory_of_their_own() -> None:
     net = nn.Sequential(RunningScale(), RunningScale(), chain(["linear"], 0))
     inputs, targets = stream(4, seed=0)
-    mine = Unrolled(net)
+    mine = Recorded(net)
     mine.eager(inputs[:1], targets[:1])
     mine.record(inputs[:1], targets[:1])
     both = torch.full((2, 3), 0.5, dtype=torch.float64)
     net[0].scale, net[1].scale = both[0], both[1]
     other = copy.deepcopy(net)
-    assert mine.learn(inputs[1:2], targets[1:2]) is not None
+    mine.learn(inputs[1:2], targets[1:2])
     other(inputs[1:2])
     assert_close(dict(net.named_buffers()), dict(other.named_buffers()))
 
@@ -355,7 +351,7 @@ def test_buffers_that_share_memory_get_memory_of_their_own() -> None:
 def test_parameters_that_changed_their_kind_are_not_touched() -> None:
     net = chain(["linear"], 0)
     inputs, targets = stream(4, seed=0)
-    mine = Unrolled(net)
+    mine = Recorded(net)
     mine.eager(inputs[:1], targets[:1])
     mine.record(inputs[:1], targets[:1])
     net.float()
