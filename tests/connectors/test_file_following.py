@@ -212,6 +212,18 @@ async def test_a_file_that_is_emptied(
     assert [message.startswith(lost) for message in told] == [True] * (not is_copied)
 
 
+async def test_a_file_that_is_written_anew_with_the_same_beginning(tmp_path: Path) -> None:
+    """What was read last tells that it is not the same file, where its first bytes do not."""
+    same = [f"{number:09d}" for number in range(200)]  # more than is kept of the beginning
+    log, follower = tmp_path / "app.txt", Follower(tmp_path, "app.txt", format="raw")
+    log.write_text("".join(f"{line}\n" for line in [*same, "first"]))
+    async with follower.opened():
+        await follower.take(201)
+        log.write_text("".join(f"{line}\n" for line in [*same, "other", "more"]))
+        expected = [line.encode() for line in [*same, "other", "more"]]
+        assert await follower.take(202) == expected
+
+
 async def test_new_files_are_found_and_old_ones_followed_by_their_age(tmp_path: Path) -> None:
     follower = Follower(tmp_path, "logs/*.jsonl")
     (tmp_path / "logs").mkdir()
