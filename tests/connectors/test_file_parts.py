@@ -240,18 +240,18 @@ async def test_what_no_checkpoint_holds_is_not_shown_at_the_end(
     tmp_path: Path, is_said: bool
 ) -> None:
     """As where the disk of the checkpoints was full when the last one was written."""
-    sink = FileSink(path="r.jsonl", rotate={"size": 4}, atomic=True)
+    sink = FileSink(path="r.jsonl", rotate={"size": 6}, atomic=True)
     async with sink.open(Context("sink", tmp_path, is_checkpointed=True)) as writer:
         assert isinstance(writer, Publishing)
-        await writer.write(make_batch([1, 2, 3]))
+        await writer.write(make_batch([1, 2, 3, 4]))
         await writer.mark()
         publish = writer.publication()
         if not is_said:
-            await writer.write(make_batch([4]))
+            await writer.write(make_batch([5]))
         await publish()
-    shown = {"r-000001.jsonl": [1, 2]}
+    shown = {"r-000001.jsonl": [1, 2, 3]}
     assert contents(tmp_path) == shown | (
-        {"r-000002.jsonl": [3]} if is_said else {"r-000002.jsonl.part": [3, 4]}
+        {"r-000002.jsonl": [4]} if is_said else {"r-000002.jsonl.part": [4, 5]}
     )
 
 
