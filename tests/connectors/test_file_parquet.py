@@ -167,13 +167,14 @@ async def test_a_file_that_is_none(tmp_path: Path, damage: str) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 def test_damage_is_said_or_does_no_harm(data: st.DataObject) -> None:
     """A parquet file has no checksums unless asked for, so that other values may come."""
     rows = [{"a": number, "b": f"text {number}"} for number in range(50)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "in.parquet"
-        put(path, pa.Table.from_pylist(rows), row_group_size=10, write_page_checksum=True)
+        has_sums = data.draw(st.booleans())
+        put(path, pa.Table.from_pylist(rows), row_group_size=10, write_page_checksum=has_sums)
         content = bytearray(path.read_bytes())
         place = data.draw(st.integers(0, len(content) - 1))
         content[place] ^= data.draw(st.integers(1, 255))
@@ -184,6 +185,22 @@ def test_damage_is_said_or_does_no_harm(data: st.DataObject) -> None:
             assert "node: expected to read in.parquet, found " in str(error)  # noqa: PT017
         else:
             assert len(found) <= len(rows)
+
+
+async def test_a_byte_that_is_another_one_does_no_harm_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    put(path, {"t": ["x", "y", "x"]}, compression="none", store_schema=False)
+    content = path.read_bytes()
+    num_told = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            found = await fetches(tmp_path, "in.parquet")
+        except ConnectorError:
+            num_told += 1
+        else:
+            assert sum(len(fetch.batch) for fetch in found) <= 3
+    assert num_told > 50
 
 
 def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
@@ -394,6 +411,19 @@ async def test_folders_are_those_that_others_read(tmp_path: Path) -> None:
     parts = dataset.dataset(tmp_path, partitioning="hive", schema=pa.schema({"city": pa.string()}))
     found = parts.to_table(filter=dataset.field("city") == "a/b é")
     assert found["city"].to_pylist() == ["a/b é"]
+
+
+async def test_which_file_is_closed_does_not_depend_on_batches(tmp_path: Path) -> None:
+    rows = [{"k": kind, "n": number} for number, kind in enumerate("aabab")]
+    expected = {
+        "k=a/out-000001.parquet": rows[:2],
+        "k=a/out-000002.parquet": rows[3:4],
+        "k=b/out-000001.parquet": rows[2:3],
+        "k=b/out-000002.parquet": rows[4:],
+    }
+    for batches in ([rows], [[row] for row in rows]):
+        await write(tmp_path, *batches, partition_by="k", open_files=1)
+        assert written(tmp_path) == expected
 
 
 rows = st.lists(
