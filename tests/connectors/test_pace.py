@@ -65,9 +65,9 @@ def test_records_come_as_far_apart_as_they_were_recorded() -> None:
 
 
 def test_a_time_that_goes_backwards_lets_no_record_overtake() -> None:
-    records = recorded(0, 10_000, 1_000, 2_000)
-    found = by_clock(arrivals, MemorySource(records=records, pace="recorded"))
-    assert found == [(0.0, [0]), (10.0, [1, 2, 3])]
+    records = recorded(0, 1_000, 9_000, 2_000, 3_000)
+    found = by_clock(partial(arrivals, busy=2.5), MemorySource(records=records, pace="recorded"))
+    assert found == [(0.0, [0]), (2.5, [1]), (9.0, [2, 3, 4])]
 
 
 @pytest.mark.parametrize("pace", ["4 per second", "4.0 per second"])
