@@ -31,6 +31,7 @@ app = App(
     version_flags=["--version"],
     result_action="return_value",
 )
+app.register_install_completion_command(add_to_startup=False)
 
 
 @app.command

@@ -1,4 +1,6 @@
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -227,3 +229,14 @@ def test_neither_torch_nor_a_driver_is_imported(folder: Path, code: str) -> None
     (folder / "graph.yaml").write_text(GRAPH + more, encoding="utf-8")
     done = python(folder, "-c", code + LOADED)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_shells_complete_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = streamflow(tmp_path, "--install-completion", "--shell", "bash")
+    assert done.returncode == 0, done.stderr
+    [script] = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert {"validate", "--deep", "tap", "--limit"} <= set(
+        re.findall(r"[\w-]+", script.read_text())
+    )
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
