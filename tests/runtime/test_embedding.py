@@ -210,6 +210,8 @@ def test_no_thread_outlives_the_event_loop() -> None:
             assert [record.value async for record in run.records("out")] == [2]
 
     anyio.run(main)  # trio keeps idle threads for a while
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)  # it was told to end, and may take a moment
     assert set(threading.enumerate()) == before
 
 

@@ -248,30 +248,44 @@ class FollowingReader:
                     return True
         return False
 
-    def _follow(self, path: str, status: os.stat_result, now: float) -> None:
-        """Begin to read a file that is new."""
+    def _follow(self, path: str, status: os.stat_result, now: float) -> bool:
+        """Begin to read a file that is new, and say whether it is still there."""
         try:
             file = self._opened(path)
         except ConnectorError:
             if (self._context.folder / path).exists():
                 raise
-            return  # gone meanwhile
+            return False  # gone meanwhile
         if file.key != key_of(status):  # another one by now: at the next look
             file.close()
-            return
+            return False
         file.last = now
         self._files.append(file)
+        return True
 
     def _replace(self, file: FollowedFile, now: float) -> None:
         """Go on in a copy of a file that was emptied, or tell that there is none."""
         copy = None if file.is_short else next(self._copies(file), None)
         if copy is not None:
             logger.info("%s: goes on in %s, a copy", self._context.name, copy)
+            emptied, was_gone = file.key, file.is_gone
             file.go_on_in(copy)
             file.is_gone, file.last = True, now
+            if was_gone:
+                self._follow_renamed(emptied, file, now)
             return
         self._tell_loss(file.path, file.num_known, "emptied or replaced")
         self._forget(file, is_told=file.num_read > 0)
+
+    def _follow_renamed(self, key: tuple[int, int], after: FollowedFile, now: float) -> None:
+        """Read a file after its copy that was emptied, written anew and renamed between looks."""
+        folder = self._context.folder
+        for path, status in _beside(folder / self._path):
+            if key_of(status) == key and self._follow(os.path.relpath(path, folder), status, now):
+                file = self._files.pop()
+                file.is_gone = True
+                self._files.insert(self._files.index(after) + 1, file)
+                return
 
     def _copies(self, file: FollowedFile) -> Iterator[str]:
         folder = self._context.folder
