@@ -140,6 +140,19 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
+class Beginning(Protocol):
+    """A reader that knows where it begins as soon as it is open.
+
+    Where sinks store positions, what is stored runs ahead of a checkpoint. So the first checkpoint
+    has to say where reading began, or a run that goes on from it would begin at what is stored.
+    """
+
+    def begins(self) -> Mapping[Partition, int]:
+        """Return the position of the first record to come, by partition."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Processed:
     """What a processor made of a batch.

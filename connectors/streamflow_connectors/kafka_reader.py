@@ -199,6 +199,11 @@ class KafkaReader:
             "records that another member receives, too": self._held.num_shared,
         }
 
+    def begins(self) -> Mapping[Partition, int]:
+        """Return where reading begins in each partition."""
+        held = self._held
+        return {held.partition(part): position for part, position in held.positions.items()}
+
     def behind(self) -> int | None:
         """Return how many positions lie beyond the next, as of the last answer of the broker."""
         if self._held.assigned is None:

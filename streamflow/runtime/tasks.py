@@ -19,6 +19,7 @@ from anyio import CapacityLimiter, to_thread
 
 from streamflow.checkpoints import Snapshot
 from streamflow.contracts import (
+    Beginning,
     Context,
     Fetch,
     Processor,
@@ -218,6 +219,8 @@ class SourceTask(NodeTask):
     async def _run(self, opened: Callable[[], Awaitable[None]]) -> None:
         async with self._source.open(self._context) as reader:
             self.reader = reader
+            if not (self._commits or self.gate.positions) and isinstance(reader, Beginning):
+                self.gate.positions |= {part.place: at for part, at in reader.begins().items()}
             await opened()
             if self.coordinator is not None:
                 await self.coordinator.begun()
