@@ -65,6 +65,11 @@ class RiverScores:
         self._scored = self._num_drifts = 0
         self._drifts: list[int] = []
 
+    @property
+    def num_drifts(self) -> int:
+        """How many drifts were found."""
+        return self._num_drifts
+
     def update(self, predictions: Iterable[Any], targets: Iterable[Any], scores: Any) -> None:
         """Take predictions in whose target is known, in the order of the stream.
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from streamflow.callables import Named
 from streamflow.contracts import Context, Processor
 from streamflow.errors import GraphError, Problem
-from streamflow.models.feature import IMPUTED_INDEX, Feature, FeatureField, Gaps
+from streamflow.models.feature import IMPUTED_INDEX, Feature, FeatureField, Gaps, Rate
 from streamflow.nodes import Operator
 
 Arguments: TypeAlias = dict[str, Any] | list[Any] | str | float | bool | None
@@ -177,6 +177,11 @@ class Model(Operator):
         description="Detector of River that tells in the report when errors change: ADWIN, or "
         "{ADWIN: {delta: 0.01}}.",
     )
+    on_drift: Literal["report", "reset"] | Rate = Field(
+        "report",
+        description="What a drift brings about: it is told in the report, the network begins anew "
+        "(reset), or learns at other rates for a while: {rate: 10, records: 500}.",
+    )
     window: int = Field(
         1000, ge=1, description="Number of records of the windowed score in reports."
     )
@@ -231,6 +236,7 @@ class Model(Operator):
         yield from self._target_contradictions()
         yield from self._task_contradictions()
         yield from self._state_contradictions()
+        yield from self._drift_contradictions()
         for place, feature in enumerate(self.resolved_features):
             if feature.encode == "index" and (feature.nan or self.nan) == "impute":
                 yield Problem(("features", place), IMPUTED_INDEX)
@@ -296,6 +302,26 @@ class Model(Operator):
                 ("keys",),
                 "expected recurrent state for keys, found none; name its buffers in state",
             )
+
+    def _drift_contradictions(self) -> Iterator[Problem]:
+        if self.on_drift == "report":
+            return
+        wanted = {
+            "a detector in drift": (self.drift is not None, "none", "name one, such as ADWIN"),
+            "learn: true": (self.learn, "learn: false", "remove one of them"),
+            "no horizon": (not self.horizon, "one", "remove one of them"),
+            "no scheduler, which sets the rates itself": (
+                self.scheduler is None,
+                "one",
+                "remove one of them",
+            ),
+            "compile: auto or false": (self.compile is not True, "true", "remove it"),
+        }
+        for what, (is_met, found, cure) in wanted.items():
+            if not is_met:
+                yield Problem(
+                    ("on_drift",), f"expected {what} with an action, found {found}; {cure}"
+                )
 
     @property
     def holds(self) -> bool:

@@ -21,6 +21,7 @@ from streamflow.models.network import (
     build_scheduler,
 )
 from streamflow.models.options import pipeline_options
+from streamflow.models.reaction import first_weights
 from streamflow.models.weighting import Weighting
 from streamflow.pipeline.assembly import check_options
 from streamflow.pipeline.checks import takes_target
@@ -31,6 +32,8 @@ def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterato
     """Yield what is wrong with a model's network, loss, optimizer, stages, features and weights."""
     found: list[Problem] = []
     network = _attempt(found, "network", lambda: _meta_network(model, folder))
+    if network is not None:
+        _attempt(found, "on_drift", lambda: first_weights(model, network))
     loss = _attempt(found, "loss", lambda: build_loss(model, folder))
     if loss is not None and takes_target(loss) != (model.target is not None):
         found.append(_loss_problem(model))

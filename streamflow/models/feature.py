@@ -17,6 +17,13 @@ Gaps: TypeAlias = Literal["error", "skip", "impute"]
 """What becomes of a record that lacks a feature."""
 
 
+class Rate(Declaration):
+    """Learning at other rates for a while."""
+
+    rate: float = Field(gt=0, description="What the learning rates are multiplied by.")
+    records: int = Field(ge=1, description="For how many learned records, from the last drift.")
+
+
 class Feature(Declaration):
     """A field that becomes numbers: a category, a part of a time, or a number that may be missing.
 

@@ -9,7 +9,7 @@ Learning comes before predicting, so that a prediction knows all that can be kno
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from streamflow.errors import SampleError
 from streamflow.models.declaration import Model
-from streamflow.models.heads import Predicted, one_tensor
+from streamflow.models.heads import Predicted, joined, one_tensor
 from streamflow.models.holding import Held, Holding
 from streamflow.models.node import ModelNode
+from streamflow.models.reaction import Reaction
 from streamflow.models.samples import Samples
 from streamflow.models.scaling import TargetScale
 from streamflow.models.targets import Targets
@@ -33,8 +34,10 @@ MOST_KEYS = 100_000
 class Forecaster(ModelNode):
     """Predicts the target of the record that comes ``horizon`` later with the same key."""
 
-    def __init__(self, model: Model, pipeline: Pipeline, name: str) -> None:
-        super().__init__(model, pipeline, name)
+    def __init__(
+        self, model: Model, pipeline: Pipeline, name: str, reaction: Reaction | None = None
+    ) -> None:
+        super().__init__(model, pipeline, name, reaction)
         assert model.horizon is not None
         self._horizon = model.horizon
         self._held = Holding()
@@ -99,7 +102,7 @@ class Forecaster(ModelNode):
             predictions.append(predicted)
         self._score_met()
         kept = samples.select(places)
-        values = self._values(kept, _joined(predictions), [None] * len(kept), steps)
+        values = self._values(kept, joined(predictions), [None] * len(kept), steps)
         return kept, values, refused
 
     def _learn_held(self, row: int, target: Any, encoded: Targets) -> Any:
@@ -126,7 +129,7 @@ class Forecaster(ModelNode):
         """Score the predictions whose target has come, all at once, since a call costs much."""
         if not self._met:
             return
-        predicted = _joined([held.predicted for held, _ in self._met])
+        predicted = joined([held.predicted for held, _ in self._met])
         targets = [target for _, target in self._met]
         self._score(predicted, targets, previous=[held.previous for held, _ in self._met])
         self._met.clear()
@@ -148,9 +151,3 @@ class Forecaster(ModelNode):
         if self._held.num_keys > MOST_KEYS:
             self._num_dropped += self._held.drop_oldest()
         return row
-
-
-def _joined(parts: Sequence[Predicted]) -> Predicted:
-    """Return the columns of several predictions as one."""
-    names = parts[0] if parts else ()
-    return {name: [entry for part in parts for entry in part[name]] for name in names}

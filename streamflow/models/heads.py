@@ -282,3 +282,9 @@ def one_tensor(outputs: Any) -> Tensor:
         )
         raise OutputError(message)
     return outputs
+
+
+def joined(parts: Sequence[Predicted]) -> Predicted:
+    """Return the columns of several predictions as one."""
+    names = parts[0] if parts else ()
+    return {name: [entry for part in parts for entry in part[name]] for name in names}

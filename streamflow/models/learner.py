@@ -5,7 +5,7 @@ records -> SampleReader -> Pipeline.process -> Head.decode -> Scorer, output rec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import SampleError
-from streamflow.models.heads import Predicted, one_tensor
+from streamflow.models.heads import Predicted, joined, one_tensor
 from streamflow.models.node import ModelNode
 from streamflow.models.samples import Samples, unnamed
 from streamflow.models.scaling import Scaled, TargetScale
@@ -26,6 +26,32 @@ class Learner(ModelNode):
 
     def _learn(self, samples: Samples) -> tuple[Samples, Values, dict[int, str]]:
         samples, refused = self._with_streams(samples)
+        predictions: list[Predicted] = []
+        steps: list[int] = []
+        for part in self._parts(samples):
+            learned, predicted, causes = self._learn_part(part)
+            refused |= causes
+            if learned:
+                predictions.append(predicted)
+                steps += self._pipeline.steps
+        if len(steps) < len(samples):
+            places = enumerate(samples.indices)
+            samples = samples.select([place for place, index in places if index not in refused])
+        if not samples:
+            return samples, {}, refused
+        values = self._values(samples, joined(predictions), samples.targets, steps)
+        return samples, values, refused
+
+    def _parts(self, samples: Samples) -> Iterator[Samples]:
+        """Yield what is learned at a time: one record, where the next may meet an action."""
+        if self._reaction is None:
+            yield samples
+            return
+        for place in range(len(samples)):
+            yield samples.select([place])
+
+    def _learn_part(self, samples: Samples) -> tuple[Samples, Predicted, dict[int, str]]:
+        refused: dict[int, str] = {}
         while samples:
             scale, scaled = self._scaled(samples)
             weighting, factors = self._weighed(samples.encoded)
@@ -38,10 +64,17 @@ class Learner(ModelNode):
                 continue
             self._scale, self._imputation, self._weighting = scale, imputation, weighting
             predicted = self._decoded(outputs, scaled)
-            self._score(predicted, samples.targets, keys=samples.batch.keys)
-            values = self._values(samples, predicted, samples.targets, self._pipeline.steps)
-            return samples, values, refused
+            self._score_and_react(predicted, samples)
+            return samples, predicted, refused
         return samples, {}, refused
+
+    def _score_and_react(self, predicted: Predicted, samples: Samples) -> None:
+        before = self._river.num_drifts if self._river else 0
+        self._score(predicted, samples.targets, keys=samples.batch.keys)
+        if self._reaction and self._river:
+            is_learned = samples.targets[0] is not None
+            is_drift = self._river.num_drifts > before
+            self._reaction.update(is_learned=is_learned, is_drift=is_drift)
 
     def _process(self, samples: Samples, scaled: Scaled | None, factors: Tensor | None) -> Tensor:
         if not self._model.learn or not self._model.target:

@@ -15,6 +15,7 @@ from streamflow.models.declaration import Model
 from streamflow.models.heads import ClassHead, Predicted, make_head
 from streamflow.models.imputation import Imputation
 from streamflow.models.portable import original, portable
+from streamflow.models.reaction import Reaction
 from streamflow.models.samples import SampleReader, Samples
 from streamflow.models.scaling import TargetScale
 from streamflow.models.targets import Targets
@@ -26,11 +27,14 @@ from streamflow.records import MISSING, Batch, Values, split_rejected, without_m
 class ModelNode(ABC):
     """Predicts, scores, learns; called from one worker thread at a time."""
 
-    def __init__(self, model: Model, pipeline: Pipeline, name: str) -> None:
+    def __init__(
+        self, model: Model, pipeline: Pipeline, name: str, reaction: Reaction | None = None
+    ) -> None:
         self._name = name
         self._model = model
         self._imputes, self._skips = model.imputes, model.skips  # which looks at every feature
         self._pipeline = pipeline
+        self._reaction = reaction
         self._head = make_head(model)
         self._reader = SampleReader(pipeline, model, self._head)
         self._scorer: Scorer | None = None
@@ -75,6 +79,7 @@ class ModelNode(ABC):
             "scale": None if self._scale is None else self._scale.state(),
             "imputation": None if self._imputation is None else self._imputation.state(),
             "weighting": None if self._weighting is None else self._weighting.state(),
+            "reaction": None if self._reaction is None else self._reaction.state(),
             "river": None if self._river is None else self._river.state(),
             "scorer": None if self._scorer is None else self._scorer.state(),
         }
@@ -90,6 +95,9 @@ class ModelNode(ABC):
         if state["weighting"] is not None and self._model.class_weights is not None:
             self._weighting = self._make_weighting()
             self._weighting.restore(state["weighting"])
+        if state["reaction"] is not None:
+            reaction = self._reaction or Reaction(self._model, self._pipeline, {})
+            reaction.restore(state["reaction"])
         if state["river"] is not None and (river := self._make_river()):
             river.restore(state["river"])
             self._river = river

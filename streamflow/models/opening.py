@@ -11,6 +11,7 @@ from streamflow.models.forecaster import Forecaster
 from streamflow.models.learner import Learner
 from streamflow.models.network import build_network, load_weights
 from streamflow.models.options import pipeline_options
+from streamflow.models.reaction import Reaction, first_weights
 from streamflow.pipeline import Pipeline
 
 
@@ -20,5 +21,8 @@ def open_model(model: Model, context: Context) -> Iterator[Processor]:
     network = build_network(model, context.folder)
     if model.weights is not None:
         load_weights(network, context.folder / model.weights)
+    first = first_weights(model, network)
     with Pipeline(network, **pipeline_options(model, context.folder)) as pipeline:
-        yield (Forecaster if model.horizon else Learner)(model, pipeline, context.name)
+        reaction = None if model.on_drift == "report" else Reaction(model, pipeline, first)
+        kind = Forecaster if model.horizon else Learner
+        yield kind(model, pipeline, context.name, reaction)

@@ -34,7 +34,7 @@ def pipeline_options(model: Model, folder: Path) -> dict[str, Any]:
         "backward": model.backward,
         "executor": model.executor,
         "devices": model.devices,
-        "compile": model.compile,
+        "compile": model.compile if model.on_drift == "report" else False,
         "state": model.state,
         "max_keys": model.max_keys,
         "seed": model.seed,
