@@ -93,7 +93,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one stage": {},
     "two stages": {
         "network": ({"Linear": [1, 4]}, "Tanh", {"Linear": [4, 1]}),
-        "stages": 2,
+        "stages": ("2",),  # by name: a number is cut by measuring
         "executor": "inline",
     },
     "accumulated": {"accumulate": 3, "optimizer": ADAM, "standardize_target": True},
