@@ -31,6 +31,8 @@ def test_the_demo_predicts_every_reading_and_draws_the_score(tmp_path: Path) -> 
 def test_the_written_graph_can_be_changed_and_run(tmp_path: Path) -> None:
     demo(tmp_path, "--write", "mine")
     graph = tmp_path / "mine" / "graph.yaml"
+    schema = graph.read_text().split("\n", 1)[0].removeprefix("# yaml-language-server: $schema=")
+    assert json.loads((graph.parent / schema).read_text())["properties"]["sources"]
     graph.write_text(graph.read_text().replace("Linear: [9, 32]", "Linear: [9, 32, false]"))
     done = demo(tmp_path, "--graph", "mine/graph.yaml", "--records", "200")
     assert len((tmp_path / "mine" / "predictions.jsonl").read_text().splitlines()) == 200

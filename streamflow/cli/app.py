@@ -284,11 +284,12 @@ def show(file: GraphFile, *, overrides: Overrides = ()) -> int:
     Example: streamflow config show graph.yaml --set models.direction.stages=2
     """
     from streamflow.cli.checking import read_or_explain
+    from streamflow.config.schema import SCHEMA_LINE
 
     declared = read_or_explain(file, overrides, deep=False, as_json=False)
     if declared is None:
         return exit_codes.BAD_CONFIGURATION
-    sys.stdout.write(declared.to_yaml())
+    sys.stdout.write(SCHEMA_LINE + declared.to_yaml())
     return 0
 
 

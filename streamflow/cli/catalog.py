@@ -13,7 +13,7 @@ from rich.text import Text
 
 from streamflow.cli import exit_codes
 from streamflow.config.catalog import Entry, entries
-from streamflow.config.schema import graph_schema
+from streamflow.config.schema import schema_text
 from streamflow.errors import suggestion
 
 
@@ -52,7 +52,7 @@ def describe_type(name: str, *, as_json: bool) -> int:
 
 def print_schema() -> int:
     """Print the JSON Schema of graph files."""
-    sys.stdout.write(json.dumps(graph_schema(), indent=2) + "\n")
+    sys.stdout.write(schema_text())
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import random
 import shutil
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from streamflow.config.schema import graph_schema
+from streamflow.config.schema import SCHEMA_LINE, write_schema
 from streamflow.delimited import read_cell
 from streamflow.errors import GraphError, StreamflowError, suggestion
 from streamflow.graph import Graph
@@ -83,10 +82,10 @@ def new_project(
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
     else:
         shutil.copyfile(data, folder / "readings.csv")
-    (folder / "graph.yaml").write_text(_commented(graph.to_yaml()), encoding="utf-8")
+    commented = SCHEMA_LINE + _commented(graph.to_yaml())
+    (folder / "graph.yaml").write_text(commented, encoding="utf-8")
     (folder / "test_graph.py").write_text(TEST, encoding="utf-8")
-    schema = json.dumps(graph_schema(), indent=2)
-    (folder / "streamflow.schema.json").write_text(f"{schema}\n", encoding="utf-8")
+    write_schema(folder)
 
 
 def ask(question: str) -> str:
@@ -215,8 +214,8 @@ def _of_target(field: Field, task: Task | None) -> tuple[dict[str, Any], int]:
 
 
 COMMENTS: Mapping[str, str] = {
-    "version:": "yaml-language-server: $schema=streamflow.schema.json\n"
-    "Check it: streamflow validate graph.yaml --deep; run it: streamflow run graph.yaml",
+    "version:": "Check it: streamflow validate graph.yaml --deep; run it: "
+    "streamflow run graph.yaml",
     "sources:": "Where records come from. For a Kafka topic instead:\n"
     '  readings: {type: kafka, bootstrap_servers: "localhost:9092", topics: [t], group: g}',
     "operators:": "What happens to them on their way. Columns of different ranges learn badly.",

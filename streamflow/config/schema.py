@@ -6,8 +6,10 @@ which also knows how nodes are connected: a file that it refuses is refused by t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from streamflow.codecs import Format
 from streamflow.graph import SECTIONS, Graph, Settings
@@ -17,6 +19,11 @@ from streamflow.plugins import FORMATS, OPERATORS, SINKS, SOURCES, registered
 
 Schema = dict[str, Any]
 
+SCHEMA_FILE: Final = "streamflow.schema.json"
+
+SCHEMA_LINE: Final = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
+"""What a graph file begins with, for editors, where the schema lies beside it."""
+
 GROUPS: Mapping[str, tuple[str, str]] = {
     "sources": ("source", SOURCES),
     "operators": ("operator", OPERATORS),
@@ -25,6 +32,16 @@ GROUPS: Mapping[str, tuple[str, str]] = {
 """What a node of a section is called, and its group of entry points."""
 
 VARIABLE: Schema = {"type": "string", "pattern": r"\$\{", "description": "A variable: ${NAME}."}
+
+
+def schema_text() -> str:
+    """Return the schema as JSON."""
+    return json.dumps(graph_schema(), indent=2) + "\n"
+
+
+def write_schema(folder: Path) -> None:
+    """Write the schema beside the graphs of a folder, which `SCHEMA_LINE` points to."""
+    (folder / SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
 
 
 def graph_schema() -> Schema:

@@ -21,6 +21,7 @@ from cyclopts import Parameter
 from streamflow import Graph
 from streamflow.cli import exit_codes
 from streamflow.cli.running import run_graph
+from streamflow.config.schema import SCHEMA_LINE, write_schema
 from streamflow.errors import GraphError, MissingExtraError
 from streamflow.plugins import require
 from streamflow.runtime.stats import Stats
@@ -68,7 +69,8 @@ def write_graphs(folder: Path) -> int:
         text = (GRAPHS / name).read_text(encoding="utf-8")
         recording = json.dumps(str(recording_path()))
         text = text.replace("path: shuttle.csv.gz", f"path: {recording}")
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(SCHEMA_LINE + text, encoding="utf-8")
+    write_schema(folder)
     sys.stdout.write(
         f"Wrote {folder / 'graph.yaml'} and {folder / 'replay.yaml'}. Change them, then run\n"
         f"  streamflow demo --graph {folder / 'graph.yaml'}\n"
