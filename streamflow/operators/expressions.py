@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Final, TypeAlias
@@ -131,6 +132,8 @@ def parse(text: str) -> ast.expr:
             tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, Warning, ValueError, RecursionError, MemoryError) as error:
         reason = getattr(error, "msg", error)
+        if re.search(r"[^=!<>:]=[^=]", text):
+            reason = "write == to compare"
         message = f"expected an expression, found {text!r}; {reason}"
         raise ValueError(message) from None
     for node, depth in _with_depths(tree):

@@ -118,7 +118,7 @@ def test_every_function_is_named_above() -> None:
     [
         ("", "expected an expression, found ''; invalid syntax"),
         ("a +", "expected an expression, found 'a \\+'; invalid syntax"),
-        ("a = 1", "expected an expression, found 'a = 1'; invalid syntax"),
+        ("a = 1", "expected an expression, found 'a = 1'; write == to compare"),
         ("a; b", "invalid syntax"),
         ("a.b", r"found 'a\.b'; write position\[\"x\"\] for what a field holds"),
         ("a & b", "found BitAnd; write and"),
