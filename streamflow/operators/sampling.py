@@ -16,7 +16,7 @@ BITS = 64
 
 
 class Sample(KeyedOperator):
-    """Keeps every so manieth record of each key, or a random part of all records or keys.
+    """Keeps every n-th record of each key, or a random part of all records or keys.
 
     With ``fraction`` each record is kept at random, or with ``by`` all records of a key are, or
     none. The choice depends on ``seed`` and the record's number in the stream, or its key, alone:
