@@ -57,7 +57,7 @@ class Sample(KeyedOperator):
 
 
 class EveryStep(PassingStep[int]):
-    """An open `Sample` of every so manieth record, which remembers how many of a key there were."""
+    """An open `Sample` of every n-th record, which remembers how many of a key there were."""
 
     def __init__(self, operator: Sample) -> None:
         super().__init__(operator)
