@@ -15,7 +15,7 @@ from streamflow.errors import GraphError, Problem
 from streamflow.models.feature import IMPUTED_INDEX, Feature, FeatureField, Gaps, Rate
 from streamflow.nodes import Operator
 
-Arguments: TypeAlias = dict[str, Any] | list[Any] | str | float | bool | None
+Arguments: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 """Arguments of a layer: by name, by place, or a single one."""
 
 Layer: TypeAlias = str | dict[str, Arguments]

@@ -169,7 +169,8 @@ def _first_layer(network: nn.Module) -> nn.Module:
 def _wanted_features(network: nn.Module) -> int | None:
     """Return how many features a network takes, where its first layer tells it."""
     first = _first_layer(network)
-    return first.in_features if isinstance(first, nn.Linear) else None
+    # A lazy layer does not know yet, and says 0.
+    return first.in_features or None if isinstance(first, nn.Linear) else None
 
 
 def _problem(location: tuple[str | int, ...], message: str) -> Problem:

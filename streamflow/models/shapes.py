@@ -84,5 +84,5 @@ def _width(network: nn.Module) -> int | None:
     """Return how many numbers the first layer takes, if that is all that it takes."""
     first = next((part for part in network.modules() if not list(part.children())), None)
     if isinstance(first, nn.Linear):
-        return first.in_features
+        return first.in_features or None  # a lazy layer does not know yet
     return first.input_size if isinstance(first, nn.RNNCellBase) else None

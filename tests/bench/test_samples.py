@@ -26,6 +26,11 @@ def test_numbers_have_the_shape_of_the_outputs() -> None:
     np.testing.assert_array_equal(waiting.targets, again.targets)
 
 
+def test_a_lazy_layer_takes_as_many_numbers_as_there_are_features() -> None:
+    waiting = drawn(network=[{"LazyLinear": 2}], features=["a", "b", "c"], target="y")
+    assert waiting.inputs.shape == (256, 3)
+
+
 @pytest.mark.parametrize("classes", [None, ("up", "down")])
 def test_classes_are_all_drawn(classes: tuple[str, ...] | None) -> None:
     waiting = drawn(target="y", task="classification", classes=classes)

@@ -133,6 +133,7 @@ def test_features_and_optimizers_are_wrong_at_once(tmp_path: Path) -> None:
         {"network": f"{OWN}:network"},
         {"network": f"{OWN}:computed_network"},
         {"network": ({"Conv2d": [1, 2, 3]}, "Flatten", {"Linear": [8, 2]}), "features": "image"},
+        {"network": ({"LazyLinear": 8}, {"LayerNorm": 8}, {"LazyLinear": 2})},
     ],
 )
 def test_what_is_fine_has_no_problems(
