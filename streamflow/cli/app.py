@@ -258,7 +258,9 @@ def doctor(
 ) -> int:
     """Tell what this machine has, what is missing, and what to do about it.
 
-    With a graph also whether the brokers it names answer, and its networks can be built.
+    Tries whether networks can be compiled here. With a graph also whether the brokers it names
+    answer, its networks can be built, and each model would learn by compiled code, or why not.
+    Opens no source and no sink.
 
     Example: streamflow doctor graph.yaml
     """

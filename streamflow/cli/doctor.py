@@ -7,37 +7,26 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from streamflow.cli import exit_codes
+from streamflow.cli.finding import Finding
+from streamflow.cli.toolchain import compilation, extensions
 from streamflow.config.catalog import entries
+from streamflow.errors import Problem
 from streamflow.graph import Graph
+from streamflow.models.declaration import Model
 
 CONNECT_SECONDS = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        subject: What it is.
-        found: What is there.
-        cure: What to do; empty if all is well.
-        is_needed: Whether a graph that was named cannot run without it.
-    """
-
-    subject: str
-    found: str
-    cure: str = ""
-    is_needed: bool = False
 
 
 def examine(graph: Graph | None, *, as_json: bool) -> int:
@@ -46,9 +35,7 @@ def examine(graph: Graph | None, *, as_json: bool) -> int:
     Returns:
         The exit code: 1 if the graph lacks something.
     """
-    findings = [*_software(), *_packages(), *_hardware()]
-    if graph is not None:
-        findings += _needs(graph)
+    findings = list(_findings(graph))
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings]) + "\n")
     else:
@@ -57,12 +44,46 @@ def examine(graph: Graph | None, *, as_json: bool) -> int:
     return exit_codes.FAILED if is_lacking else 0
 
 
+def _findings(graph: Graph | None) -> Iterator[Finding]:
+    yield from _software()
+    torch = _torch(graph)
+    yield torch
+    yield from _packages()
+    yield from extensions()
+    yield _cores()
+    compiling = [] if torch.cure else compilation()
+    if not torch.cure:
+        yield from _hardware()
+        yield from compiling
+    if graph is not None:
+        yield from _connections(graph)
+        problems = _problems(graph, has_torch=not torch.cure)
+        for problem in problems:
+            yield Finding(str(graph.folder), str(problem), "see the message", is_needed=True)
+        if not torch.cure:
+            cannot = next((f"{one.subject} {one.found}" for one in compiling if one.cure), "")
+            yield from _models(graph, problems, cannot)
+
+
 def _software() -> Iterator[Finding]:
     yield Finding("streamflow", version("streamflow"))
     yield Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
-    for package in ("torch", "aiokafka"):
-        if find_spec(package):
-            yield Finding(package, version(package))
+    if find_spec("aiokafka"):
+        yield Finding("aiokafka", version("aiokafka"))
+
+
+def _torch(graph: Graph | None) -> Finding:
+    """Return whether torch can be imported, without which no model can learn or predict."""
+    is_needed = graph is not None and bool(graph.models)
+    cure = "install it (pip install torch): no model works without"
+    if find_spec("torch") is None:
+        return Finding("torch", "not there", cure, is_needed=is_needed)
+    try:
+        import_module("torch")
+    except Exception as error:  # libraries that it loads may be missing
+        found = f"does not import: {type(error).__name__}: {error}"
+        return Finding("torch", found, cure, is_needed=is_needed)
+    return Finding("torch", version("torch"), is_needed=is_needed)
 
 
 def _packages() -> Iterator[Finding]:
@@ -72,41 +93,70 @@ def _packages() -> Iterator[Finding]:
         what, _, found = message.removeprefix("expected ").partition(", found it is ")
         found, _, cure = found.partition("; ")
         yield Finding(f"{entry.name}: {what}", found, cure)
-    if find_spec("aiokafka"):
-        if find_spec("aiokafka.record._crecords"):
-            yield Finding("aiokafka's C extension", "there")
-        else:
-            cure = "install an aiokafka wheel for this Python: reading is ten times slower without"
-            yield Finding("aiokafka's C extension", "not there", cure)
+
+
+def _cores() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("processor cores", f"{cores} for this process")
 
 
 def _hardware() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("processor cores", f"{cores} for this process")
-    if find_spec("torch") is None:
-        return
     import torch
-
-    from streamflow.pipeline.inductor import find_compiler
 
     yield Finding("torch's threads", str(torch.get_num_threads()))
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("GPUs", ", ".join(gpus) or "none: networks run on the processor")
-    compiler = find_compiler()
-    if compiler:
-        yield Finding("C++ compiler", compiler)
-    else:
-        cure = "install one (apt install g++), so that networks are compiled and not run eagerly"
-        yield Finding("C++ compiler", "not there", cure)
 
 
-def _needs(graph: Graph) -> Iterator[Finding]:
-    """Yield whether what the graph connects to answers, and what is wrong with its networks."""
+def _problems(graph: Graph, *, has_torch: bool) -> list[Problem]:
+    """Return what is wrong with callables and networks, of which torch knows."""
+    if has_torch:
+        return graph.deep_problems()
+    return graph.locate(
+        [
+            problem.within(section, name)
+            for section, name, node in graph.nodes()
+            if section != "models"
+            for problem in node.deep_problems(graph.folder)
+        ]
+    )
+
+
+def _models(graph: Graph, problems: Sequence[Problem], cannot: str) -> Iterator[Finding]:
+    """Yield how each model that can be built would learn.
+
+    Args:
+        graph: The graph.
+        problems: What is wrong with it.
+        cannot: Why nothing can be compiled here, if that is so.
+    """
+    wrong = {problem.location[1] for problem in problems if problem.location[0] == "models"}
+    for name, model in graph.models.items():
+        if name not in wrong:
+            yield _learning(name, model, graph.folder, cannot)
+
+
+def _learning(name: str, model: Model, folder: Path, cannot: str) -> Finding:
+    """Return how a model would learn."""
+    from streamflow.cli.learning import why_learned_eagerly
+    from streamflow.models.shapes import ShapeError
+
+    subject = f"{name}: learning"
+    try:
+        reason = why_learned_eagerly(model, folder) or cannot
+    except ShapeError as error:
+        what = str(error).partition("; ")[0]
+        return Finding(subject, f"not known before the first record: {what}")
+    except Exception as error:  # a network may refuse a record in any way
+        return Finding(subject, f"does not learn a random record: {error}", "see the message")
+    return Finding(subject, f"eager: {reason}" if reason else "compiled")
+
+
+def _connections(graph: Graph) -> Iterator[Finding]:
+    """Yield whether what the graph connects to answers."""
     for _, name, node in graph.nodes():
         for address in node.addresses:
             yield _connection(name, address)
-    for problem in graph.deep_problems():
-        yield Finding(str(graph.folder), str(problem), "see the message", is_needed=True)
 
 
 def _connection(name: str, address: str) -> Finding:
