@@ -16,6 +16,8 @@ CALL_SECONDS = 0.05
 class Pace:
     """How many records to handle at once, so that it takes about `CALL_SECONDS`.
 
+    A single call at most doubles or halves it, as it may have been slow by chance.
+
     Attributes:
         records: That many, `MAX_RECORDS` at the most.
     """
@@ -25,11 +27,12 @@ class Pace:
 
     @contextmanager
     def watching(self, count: int) -> Iterator[None]:
-        """Handle ``count`` records in the block, and more the next time if that is quick."""
+        """Handle ``count`` records in the block, and as many as fit the next time."""
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
+        fitting = int(count * CALL_SECONDS / seconds) if seconds else MAX_RECORDS
         if seconds > CALL_SECONDS:
-            self.records = max(1, count // 2)
-        elif seconds < CALL_SECONDS / 2 and count == self.records:
-            self.records = min(MAX_RECORDS, 2 * count)
+            self.records = max(1, count // 2, fitting)
+        elif count == self.records:
+            self.records = min(MAX_RECORDS, 2 * count, fitting)

@@ -242,8 +242,10 @@ def test_as_many_records_are_handled_at_once_as_are_quick(monkeypatch: pytest.Mo
     for count, seconds, expected in [
         (8, CALL_SECONDS / 4, 16),
         (9, CALL_SECONDS / 4, 16),  # there were no more
-        (16, CALL_SECONDS * 0.9, 16),
-        (16, CALL_SECONDS * 1.5, 8),
+        (16, CALL_SECONDS * 0.8, 20),
+        (15, CALL_SECONDS * 0.8, 20),
+        (20, CALL_SECONDS * 1.25, 16),
+        (16, CALL_SECONDS * 9, 8),
         (1, CALL_SECONDS * 9, 1),
         (0, CALL_SECONDS * 9, 1),
     ]:
