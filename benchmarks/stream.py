@@ -6,9 +6,9 @@ A 16-32-1 network learns a stream online, one update per record: from a csv file
 and from a Kafka topic to a Kafka topic. Each way is gone in the loop that one would write by hand
 around csv, json, aiokafka and an eager PyTorch step, and as a graph that learns eagerly or by
 compiled code. Each job has a process of its own; they take turns, and medians over the rounds
-count. What is compiled is on disk before anything is measured, and the first quarter of a job's
-records is not measured: it pays for starting up. Jobs with compiled code get `LONGER` times as many
-records.
+count; how far the rounds are apart shows how much the machine varies. What is compiled is on disk
+before anything is measured, and the first quarter of a job's records is not measured: it pays for
+starting up. Jobs with compiled code get `LONGER` times as many records.
 
 Then the same jobs get 500 records a second, through pipes and through topics, and each prediction
 is timed from sending its record to receiving it. Without --broker the broker is the embedded one,
@@ -50,11 +50,11 @@ from streamflow_connectors.kafka import KafkaSink, KafkaSource
 FEATURES = [f"x{index}" for index in range(16)]
 FIELDS = [*FEATURES, "y", "sent"]
 LEARNING_RATE = 0.01
-LONGER = 20
+LONGER = 5
 PACE = 500  # records a second while latencies are taken
 PACED_RECORDS = 2500
 UNTIMED_RECORDS = 500  # of them, at the beginning
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1  # a look takes a millisecond of the job
 LAYERS = [{"Linear": [16, 32]}, "ReLU", {"Linear": [32, 1]}]
 
 
@@ -79,23 +79,50 @@ class Job:
     broker: str
 
 
+@dataclass(frozen=True)
+class Moment:
+    """How far a job is at a time.
+
+    Attributes:
+        done: Records that have a prediction.
+        time: Seconds, of a clock.
+        cpu: Seconds that its process has computed.
+    """
+
+    done: int
+    time: float
+    cpu: float
+
+    @classmethod
+    def now(cls, done: int) -> Moment:
+        """Return this moment."""
+        return cls(done, time.perf_counter(), time.process_time())
+
+
 class Meter:
-    """What a job takes after the first quarter of its records."""
+    """What a job takes after the first quarter of its records.
+
+    Who looks now and then sees the end late, so that the last look before it counts.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._begin: tuple[int, float, float] | None = None
+        self._begin: Moment | None = None
+        self._last: Moment | None = None
         self.taken: dict[str, float] = {}
 
     def look(self, done: int) -> None:
         """Say how many records have a prediction by now."""
         if self._begin is None and 4 * done >= self._count:
-            self._begin = done, time.perf_counter(), time.process_time()
+            self._begin = Moment.now(done)
+        elif self._begin is not None and done < self._count:
+            self._last = Moment.now(done)
         if self._begin is not None and done >= self._count and not self.taken:
-            first, started, cpu = self._begin
+            last = self._last or Moment.now(done)
+            count = last.done - self._begin.done
             self.taken = {
-                "rate": (done - first) / (time.perf_counter() - started),
-                "cpu": (time.process_time() - cpu) / (done - first) * 1e6,
+                "rate": count / (last.time - self._begin.time),
+                "cpu": (last.cpu - self._begin.cpu) / count * 1e6,
                 "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
 
@@ -358,7 +385,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [f"{kind}-{way}" for kind in ("file", "kafka") for way in ("loop", "eager", "compiled")]
     parser.add_argument("jobs", nargs="*", default=names, metavar="JOB", help=", ".join(names))
-    parser.add_argument("--records", type=int, default=4_000)
+    parser.add_argument("--records", type=int, default=16_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--broker")
     parser.add_argument("--do", help=argparse.SUPPRESS)
@@ -369,20 +396,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, EmbeddedKafka() as embedded:
         broker = arguments.broker or embedded.address
         taken = measure(arguments.jobs, arguments.records, arguments.rounds, broker, Path(folder))
-        print("| | records/s | ratio | CPU s per million | MiB | p50, ms | p99, ms |")
-        print("|---|---:|---:|---:|---:|---:|---:|")
+        print("| | records/s | ratio | of rounds | CPU s per million | MiB | p50, ms | p99, ms |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|")
         for name, results in taken.items():
             kind, way = name.split("-")
             latency = file_latencies(way) if kind == "file" else kafka_latencies(broker, way)
             times = sorted(asyncio.run(latency)[UNTIMED_RECORDS:])
             figures = {key: median(item[key] for item in results) for key in results[0]}
             by_hand = taken.get(f"{kind}-loop", results)
-            ratio = median(
+            ratios = sorted(
                 item["rate"] / loop["rate"] for item, loop in zip(results, by_hand, strict=True)
             )
             middle, high = (1000 * times[len(times) * part // 100] for part in (50, 99))
             print(
-                f"| {name} | {figures['rate']:,.0f} | {ratio:.2f} | {figures['cpu']:,.1f} | "
+                f"| {name} | {figures['rate']:,.0f} | {median(ratios):.2f} | "
+                f"{ratios[0]:.2f} to {ratios[-1]:.2f} | {figures['cpu']:,.1f} | "
                 f"{figures['mib']:,.0f} | {middle:.2f} | {high:.2f} |",
                 flush=True,
             )
