@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamflow.pipeline.recording import Unsupported
+from streamflow.pipeline.holding import Unsupported
 
 _HOOKS = (
     "_forward_hooks",

@@ -54,6 +54,10 @@ class Buffers:
         """Return copies of the buffers as they are now."""
         return {name: self._copy(name, tensor) for name, tensor in self.current().items()}
 
+    def forget(self) -> None:
+        """Expect that buffers were written without torch knowing of it."""
+        self._copies.clear()
+
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         kept = self._copies.get(name)
         if kept is None or kept.source is not tensor or kept.version != tensor._version:

@@ -1,12 +1,13 @@
-"""What a compiler process does: a recorded sample becomes code that learns samples in a row.
+"""What a compiler process does: programs of a stage become code.
 
-A sample that is nothing but kernels of the compiler becomes a C++ loop around them
-(:mod:`~streamflow.pipeline.native`). One that calls libraries (convolutions, products of matrices)
-becomes code of one sample: it takes held, constants, factors, inputs, targets and weights, writes
-into held, and returns outputs and a sum that is finite where everything was.
+Programs that are nothing but kernels of the compiler become C++ that runs without an interpreter
+(:mod:`~streamflow.pipeline.stagecode`). Where a pipeline has a single stage and that calls
+libraries (convolutions, products of matrices), it becomes code of one sample: it takes held,
+constants, factors, inputs, targets and weights, writes into held, and returns outputs and a number
+that is finite where everything was.
 
-Run as a program it reads a request from its standard input and writes a line about what came of it
-to its standard output. It ends when its input does, and with the process that started it.
+Run as a program it reads a job from its standard input and writes a line about what came of each
+request to its standard output. It ends when its input does, and with the process that started it.
 """
 
 import json
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from streamflow.pipeline import inductor, native, rows
-from streamflow.pipeline.recording import Layout
+from streamflow.pipeline.programs import Layout, Program
+from streamflow.pipeline.stagecode import Shape, stage_code
 
 SINGLE = "code.so"
 """Where code of one sample lies in its folder."""
@@ -46,29 +49,65 @@ Spec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be compiled.
+class Sketch:
+    """A program without its tensors.
 
     Attributes:
-        graph: A sample, recorded.
+        graph: What happens.
         layout: What it takes and returns.
         specs: The tensors that it takes.
-        folder: Where the code goes.
-        num_threads: Threads that the code may use.
-        is_urgent: Whether somebody waits for it.
     """
 
     graph: GraphModule
     layout: Layout
     specs: list[Spec]
+
+    def arguments(self) -> list[Tensor]:
+        """Return tensors like those that it takes."""
+        return [
+            torch.empty_strided(shape, strides, dtype=dtype).zero_()
+            for shape, strides, dtype in self.specs
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be compiled.
+
+    Attributes:
+        learn: As the recording of a stage has it.
+        forward: Likewise, None where a single stage learns every sample.
+        folder: Where the code goes.
+        num_threads: Threads that the code may use.
+    """
+
+    learn: Sketch
+    forward: Sketch | None
     folder: Path
     num_threads: int
-    is_urgent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a process does.
+
+    Attributes:
+        requests: One after another.
+        is_urgent: Whether somebody waits for it.
+    """
+
+    requests: list[Request]
+    is_urgent: bool
 
 
 def spec_of(tensor: Tensor) -> Spec:
     """Describe a tensor."""
     return tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+
+
+def sketch(program: Program) -> Sketch:
+    """Return what is needed to compile a program."""
+    return Sketch(program.graph, program.layout, [spec_of(t) for t in program.arguments])
 
 
 def one_sample(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
@@ -89,47 +128,58 @@ def one_sample(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]
 
 
 def _results(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
-    """Return the function from a sample to new values, outputs and the sum of all checks."""
+    """Return the function from a sample to new values, outputs, and what must be finite."""
+    first, checks = len(layout.written), int(layout.learns)
 
-    def learn(*tensors: Tensor) -> list[Tensor]:
-        *found, loss, check = graph(*tensors)
-        places = len(layout.written)
-        outputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in found[places:]]
-        return [*found[:places], *outputs, loss.sum() + check]
+    def run(*tensors: Tensor) -> list[Tensor]:
+        found = graph(*tensors)
+        stop = len(found) - checks
+        outputs = [t.clone(memory_format=torch.contiguous_format) for t in found[first:stop]]
+        return [*found[:first], *outputs, *found[stop:]]
 
-    return learn
+    return run
 
 
 def joined(
     graph: GraphModule, layout: Layout, arguments: Sequence[Tensor]
 ) -> tuple[GraphModule, frozenset[int]]:
-    """Return what learns a sample in place, row by row; and the arguments that rows write."""
+    """Return what runs a sample in place, row by row; and the arguments that rows write."""
     found = inductor.decompose(_results(graph, layout), arguments, rows.DECOMPOSITIONS)
     by_rows = rows.fuse(found, layout.written, layout.kept)
     _write(found, layout.written, by_rows)
     return found, by_rows
 
 
-def _native_source(request: Request, arguments: Sequence[Tensor]) -> str:
-    """Return C++ that learns samples in a row.
+def _shape(program: Sketch) -> Shape:
+    """Return a program in the compiler's operations.
 
     Raises:
-        Unlisted: A sample is more than kernels.
+        Unlisted: It is more than kernels.
     """
-    layout = request.layout
-    graph, by_rows = joined(request.graph, layout, arguments)
+    layout, arguments = program.layout, program.arguments()
+    graph, by_rows = joined(program.graph, layout, arguments)
     if any(node.target in _LIBRARY_CALLS for node in graph.graph.nodes):
         msg = "it calls libraries"
         raise inductor.Unlisted(msg)
-    graph = inductor.decompose(graph, arguments, {rows.OUTER: rows.LOOPS[rows.OUTER]})
-    shape = native.Shape(
+    return Shape(
+        graph=inductor.decompose(graph, arguments, {rows.OUTER: rows.LOOPS[rows.OUTER]}),
+        arguments=arguments,
         held=layout.held + layout.constants,
-        written=layout.written,
-        learned=layout.learned,
+        learned=layout.written[: layout.learned],
         joined=by_rows,
+        learns=layout.learns,
         is_checked=layout.is_checked,
     )
-    return native.source(graph, arguments, shape, request.num_threads)
+
+
+def _source(request: Request) -> str:
+    """Return C++ of a stage.
+
+    Raises:
+        Unlisted: A program is more than kernels.
+    """
+    forward = None if request.forward is None else _shape(request.forward)
+    return stage_code(_shape(request.learn), forward, request.num_threads)
 
 
 def _write(graph: GraphModule, written: Sequence[int], by_rows: frozenset[int]) -> None:
@@ -147,53 +197,61 @@ def _write(graph: GraphModule, written: Sequence[int], by_rows: frozenset[int]) 
 
 
 def compile_request(request: Request) -> None:
-    """Compile into the request's folder, which appears as a whole."""
-    arguments = [
-        torch.empty_strided(shape, strides, dtype=dtype).zero_()
-        for shape, strides, dtype in request.specs
-    ]
+    """Compile into the request's folder, which appears as a whole.
+
+    Raises:
+        Unlisted: One of several stages is more than kernels.
+    """
+    native.build_line()
     folder = request.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         made = Path(place) / "code"
         try:
-            source = _native_source(request, arguments)
-            inductor.build_library(source, made / native.LIBRARY)
+            inductor.build_library(_source(request), made / native.STAGE)
         except Exception:  # it calls libraries, or this version of the compiler writes other code
-            shutil.rmtree(made, ignore_errors=True)
-            _compile_one(request, arguments, made / SINGLE)
-        try:
-            made.rename(folder)
-        except OSError:  # somebody else was faster
-            if not folder.exists():
+            if request.forward is not None:
                 raise
+            shutil.rmtree(made, ignore_errors=True)
+            _compile_one(request, made / SINGLE)
+        with suppress(OSError):  # somebody else was faster
+            made.rename(folder)
+    if not folder.exists():
+        msg = f"{folder} cannot be written"
+        raise OSError(msg)
 
 
-def _compile_one(request: Request, arguments: Sequence[Tensor], path: Path) -> None:
-    function = one_sample(request.graph, request.layout)
+def _compile_one(request: Request, path: Path) -> None:
+    program, arguments = request.learn, request.learn.arguments()
+    function = one_sample(program.graph, program.layout)
     graph = inductor.decompose(function, arguments, rows.DECOMPOSITIONS)
     graph = inductor.decompose(graph, arguments, rows.LOOPS)
     inductor.build(graph, arguments, path, request.num_threads)
 
 
 def main() -> None:
-    """Serve one request."""
+    """Do one job."""
     length = int.from_bytes(sys.stdin.buffer.read(8), "big")
-    request: Request = pickle.loads(sys.stdin.buffer.read(length))
+    job: Job = pickle.loads(sys.stdin.buffer.read(length))
     threading.Thread(target=_end_with_input, daemon=True).start()
     torch.set_num_threads(1)
-    if not request.is_urgent and hasattr(os, "nice"):
+    if not job.is_urgent and hasattr(os, "nice"):
         os.nice(10)
     with torch.no_grad():
-        failure = _failure_of(request)
-    sys.stdout.write(json.dumps({"failure": failure}) + "\n")
-    sys.stdout.flush()
+        for request in job.requests:
+            failure = _failure_of(request)
+            sys.stdout.write(json.dumps({"failure": failure}) + "\n")
+            sys.stdout.flush()
+            if failure:
+                break
     os._exit(0)  # at once, whatever the compiler has started
 
 
 def _failure_of(request: Request) -> str:
     try:
         compile_request(request)
+    except inductor.Unlisted as reason:
+        return f"several stages are compiled where they need no library, but {reason}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""

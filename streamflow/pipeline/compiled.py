@@ -1,7 +1,6 @@
-"""Learning by compiled code, several samples a call, on the tensors that eager learning uses."""
+"""A stage that runs as compiled code, on the tensors that eager learning uses."""
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from streamflow.pipeline.compilation import spec_of
-from streamflow.pipeline.recording import Buffer, Recording, Unsupported, baked
-from streamflow.pipeline.routines import Routine
+from streamflow.pipeline.holding import Buffer, Unsupported, baked
+from streamflow.pipeline.recording import Recording
+from streamflow.pipeline.routines import Work
 from streamflow.pipeline.stage import Stage
 from streamflow.pipeline.updates import settings_of
 
@@ -21,39 +21,42 @@ class _Bound:
     """The tensors that code works on while nothing replaces them.
 
     Attributes:
-        held: As the recording has them, and the constants.
+        held: As the recording has them.
+        learn: These and the constants of learning.
+        forward: Likewise of the forward.
         addresses: Where they lie.
         counters: The optimizer's counts of steps.
         steps: What they say, by group.
+        work: What code last got of all this.
     """
 
     held: list[Tensor]
+    learn: list[Tensor]
+    forward: list[Tensor]
     addresses: list[int]
     counters: list[Tensor]
     steps: list[int]
+    work: Work | None = None
 
 
 class CompiledStage:
-    """The only stage of a pipeline, as far as compiled code runs it.
+    """What compiled code of a stage works on, and what it leaves behind.
 
     Attributes:
+        stage: The stage.
         recording: What the code does.
-        routine: The code, once it is there.
     """
 
     def __init__(self, stage: Stage, recording: Recording) -> None:
+        self.stage = stage
         self.recording = recording
-        self.routine: Routine | None = None
-        self._stage = stage
-        optimizer = stage.updates.optimizer
-        assert optimizer is not None
-        self._optimizer = optimizer
-        self._specs = [spec_of(tensor) for tensor in recording.arguments]
+        self._optimizer = stage.updates.optimizer if recording.formula is not None else None
+        self._specs = [spec_of(tensor) for tensor in recording.learn.arguments]
         self._bound: _Bound | None = None
         self._constant_factors: dict[Any, Tensor] = {}
 
     def __repr__(self) -> str:
-        return f"<CompiledStage: calls of {self.routine.takes if self.routine else 'nothing yet'}>"
+        return f"<CompiledStage {self.stage.index}>"
 
     def prepare(self) -> None:
         """Take in what has changed since the last call; before a run of calls.
@@ -61,9 +64,7 @@ class CompiledStage:
         Raises:
             Unsupported: The code no longer fits.
         """
-        if baked(self._optimizer) != self.recording.settings:
-            msg = "settings of the optimizer change beside its learning rate"
-            raise Unsupported(msg)
+        self._check_settings("settings of the optimizer change beside its learning rate")
         bound = self._bound
         if bound is not None:
             now = [place().data_ptr() for place in self.recording.held]
@@ -75,98 +76,77 @@ class CompiledStage:
         """Expect that something else counts steps or replaces tensors."""
         self._bound = None
 
-    def learn(self, samples: Sequence[Tensor], count: int) -> tuple[list[Tensor], int]:
-        """Learn from samples in order, until one is not finite.
-
-        Args:
-            samples: Inputs, targets and weights (count, ...).
-            count: How many.
-
-        Returns:
-            Outputs of those that were taken, and how many these are; the last may have been passed
-            over, as in eager learning.
-        """
-        bound, updates = self._bound, self._stage.updates
+    def work(self, updates: int) -> Work:
+        """Return what a call works on that makes so many updates at most."""
+        bound = self._bound
         assert bound is not None
-        schedule = _Schedule(self._optimizer, updates.scheduler)
-        factors = self._factors(count, bound.steps, schedule)
-        outputs, done, is_skipped = self._call(bound.held, factors, samples, count)
-        made = done - is_skipped
-        if made < count:
-            schedule.undo()
+        factors = self._factors(updates, bound.steps)
+        if bound.work is None or factors is not bound.work.factors:
+            bound.work = Work(bound.learn, bound.forward, factors)
+        return bound.work
+
+    def copy_of(self, work: Work) -> Work:
+        """Return the same work on copies of all that is written."""
+        count = len(self.recording.held)
+        held = [tensor.clone() for tensor in work.learn[:count]]
+        return Work([*held, *work.learn[count:]], [*held, *work.forward[count:]], work.factors)
+
+    def finish(self, made: int, skipped: int) -> None:
+        """Take in how many updates a call made, and how many samples it passed over."""
+        bound = self._bound
+        assert bound is not None
+        updates = self.stage.updates
+        if updates.scheduler is not None:
             for _ in range(made):
-                schedule.step()
+                updates.scheduler.step()
         if bound.counters and made:
             torch._foreach_add_(bound.counters, made)
             bound.steps = [step + made for step in bound.steps]
         updates.made += made
-        updates.skipped += is_skipped
-        return outputs if done == count else [tensor[:done] for tensor in outputs], done
+        updates.skipped += skipped
 
-    def rehearse(
-        self, samples: Sequence[Tensor], count: int, at_once: int
-    ) -> tuple[list[Tensor] | None, float]:
-        """Learn samples on copies of all that is written, so many at once.
+    def written(self, held: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Return what code writes, among ``held`` or as it is now."""
+        recording = self.recording
+        programs = [recording.learn, *([recording.forward] if recording.forward else [])]
+        indices = sorted({index for program in programs for index in program.layout.written})
+        if held is None:
+            return [recording.held[index]().detach() for index in indices]
+        return [held[index] for index in indices]
 
-        Returns:
-            Their outputs and what would be written, or None where something was not finite; and
-            the seconds that it took.
-        """
-        bound = self._bound
-        assert bound is not None
-        schedule = _Schedule(self._optimizer, self._stage.updates.scheduler)
-        factors = self._factors(count, bound.steps, schedule)
-        schedule.undo()
-        held = [tensor.clone() for tensor in bound.held]
-        parts: list[list[Tensor]] = []
-        start = time.perf_counter()
-        for first in range(0, count, at_once):
-            rows = [tensor[first : first + at_once] for tensor in (factors, *samples)]
-            outputs, _, is_skipped = self._call(held, rows[0], rows[1:], len(rows[0]))
-            if is_skipped:
-                return None, time.perf_counter() - start
-            parts.append(outputs)
-        seconds = time.perf_counter() - start
-        joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return [*joined, *(held[index] for index in self.recording.layout.written)], seconds
-
-    def written(self) -> list[Tensor]:
-        """Return what is written as it is now."""
-        places = self.recording.held
-        return [places[index]().detach() for index in self.recording.layout.written]
-
-    def _call(
-        self, held: list[Tensor], factors: Tensor, samples: Sequence[Tensor], count: int
-    ) -> tuple[list[Tensor], int, bool]:
-        assert self.routine is not None
-        outputs = [torch.empty(count, *shape, dtype=dtype) for shape, dtype in self.recording.kinds]
-        done, is_skipped = self.routine.learn(held, [factors, *samples], outputs, count)
-        return outputs, done, is_skipped
-
-    def _factors(self, count: int, steps: Sequence[int], schedule: "_Schedule") -> Tensor:
-        """Return the factors (samples, groups, factors) of the next updates."""
-        if not schedule and not self.recording.formula.counts:
-            key = (count, schedule.rates())
-            if key not in self._constant_factors:
-                self._constant_factors = {key: self._factors_of([key[1]], steps, count)}
-            return self._constant_factors[key]
+    def _factors(self, count: int, steps: Sequence[int]) -> Tensor:
+        """Return the factors (updates, groups, factors) of the next updates, or one for all."""
+        recording, optimizer = self.recording, self._optimizer
+        if optimizer is None or recording.formula is None:
+            return torch.zeros(1, 0, 0)
+        schedule = _Schedule(optimizer, self.stage.updates.scheduler)
+        if not schedule and not recording.formula.counts:
+            rates = schedule.rates()
+            if rates not in self._constant_factors:
+                self._constant_factors = {rates: self._factors_of([rates], steps, 1)}
+            return self._constant_factors[rates]
         if not schedule:
             return self._factors_of([schedule.rates()], steps, count)
-        rates = []
+        all_rates = []
         for _ in range(count):
-            rates.append(schedule.rates())
+            all_rates.append(schedule.rates())
             schedule.step()
-        if baked(self._optimizer) != self.recording.settings:
+        try:
+            self._check_settings("the schedule changes more of the optimizer than its rate")
+        finally:
             schedule.undo()
-            msg = "the schedule changes more of the optimizer than its learning rate"
+        return self._factors_of(all_rates, steps, count)
+
+    def _check_settings(self, msg: str) -> None:
+        if self._optimizer is not None and baked(self._optimizer) != self.recording.settings:
             raise Unsupported(msg)
-        return self._factors_of(rates, steps, count)
 
     def _factors_of(
         self, rates: Sequence[Sequence[float]], steps: Sequence[int], count: int
     ) -> Tensor:
         """Return factors from learning rates (samples or one, groups) and steps made so far."""
         recording = self.recording
+        assert recording.formula is not None
         numbers = torch.arange(1, count + 1, dtype=torch.float64)
         groups = []
         for rate, step, settings in zip(
@@ -177,12 +157,18 @@ class CompiledStage:
         ):
             found = recording.formula.factors(rate, numbers + step, settings)
             groups.append(torch.stack([factor.expand(count) for factor in found], -1))
-        position = recording.layout.held + recording.layout.constants
-        return torch.stack(groups, 1).to(recording.arguments[position].dtype)
+        layout = recording.learn.layout
+        dtype = recording.learn.arguments[layout.held + layout.constants].dtype
+        return torch.stack(groups, 1).to(dtype)
 
     def _bind(self) -> _Bound:
         recording = self.recording
-        used = {tensor.untyped_storage().data_ptr() for tensor in recording.constants}
+        programs = [recording.learn, *([recording.forward] if recording.forward else [])]
+        used = {
+            tensor.untyped_storage().data_ptr()
+            for program in programs
+            for tensor in program.constants
+        }
         for place, spec in zip(recording.held, self._specs, strict=False):
             tensor = place()
             address = tensor.untyped_storage().data_ptr()
@@ -200,14 +186,18 @@ class CompiledStage:
         if any(len(found) > 1 for found in steps):
             msg = "parameters of a group have made different numbers of steps"
             raise Unsupported(msg)
+        forward = recording.forward.constants if recording.forward else []
         return _Bound(
-            [*held, *recording.constants],
+            held,
+            [*held, *recording.learn.constants],
+            [*held, *forward],
             [tensor.data_ptr() for tensor in held],
             [counter for group in counters for counter in group],
             [found.pop() for found in steps],
         )
 
     def _counter(self, parameter: Tensor) -> Tensor:
+        assert self._optimizer is not None
         counter: Tensor = self._optimizer.state[parameter]["step"]
         return counter
 

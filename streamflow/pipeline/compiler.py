@@ -1,4 +1,4 @@
-"""Compiled code of a recording: found on disk, or made by a process of its own.
+"""Compiled code of recordings: found on disk, or made by a process of its own.
 
 Compiling keeps an interpreter busy for seconds, which would slow the stream down in the same
 process. What was compiled stays on disk under a digest of all that it depends on.
@@ -12,39 +12,37 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import IO
 
 from streamflow.pipeline import inductor, native
-from streamflow.pipeline.compilation import SINGLE, Request, spec_of
+from streamflow.pipeline.compilation import SINGLE, Job, Request, sketch
 from streamflow.pipeline.recording import Recording
-from streamflow.pipeline.routines import Routine, Single
 
-FORMAT = 5
+FORMAT = 7
 """Counts changes of this package that make older code useless."""
 
 _PROGRAM = "from streamflow.pipeline.compilation import main; main()"
 
 
 class Compiler:
-    """Makes the code of one recording in another process.
+    """Makes the code of the stages of a pipeline in another process.
 
     Attributes:
         failure: Why it cannot be had, once that is known.
     """
 
-    def __init__(self, recording: Recording, num_threads: int) -> None:
-        specs = [spec_of(tensor) for tensor in recording.arguments]
-        folder = inductor.cache_folder()
-        request = Request(recording.graph, recording.layout, specs, folder, num_threads)
-        self._digest = _digest(request)
-        self._request = replace(request, folder=folder / self._digest)
+    def __init__(self, recordings: Sequence[Recording], num_threads: int) -> None:
+        self._requests = [_request(recording, num_threads) for recording in recordings]
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
         self.failure = ""
 
     def __repr__(self) -> str:
-        return f"<Compiler of {self._digest}: {self.state}>"
+        names = ", ".join(request.folder.name for request in self._requests)
+        return f"<Compiler of {names}: {self.state}>"
 
     @property
     def state(self) -> str:
@@ -58,14 +56,13 @@ class Compiler:
         """Whether a process is at work."""
         return self._thread is not None and self._thread.is_alive()
 
-    def find(self) -> Routine | None:
-        """Return the code, where it is on disk."""
-        folder = self._request.folder
-        if (folder / native.LIBRARY).exists():
-            return native.Native(folder / native.LIBRARY)
-        if (folder / SINGLE).exists():
-            return Single(inductor.load(folder / SINGLE), self._request.layout)
-        return None
+    def find(self) -> list[Path] | None:
+        """Return where the code is on disk: of stages, or of one sample of a single stage."""
+        found = [_find(request) for request in self._requests]
+        if native.find_line() is None:
+            return None
+        paths = [path for path in found if path is not None]
+        return paths if len(paths) == len(found) else None
 
     def start(self, *, is_urgent: bool) -> None:
         """Begin to make the code; nothing may be under way.
@@ -73,7 +70,8 @@ class Compiler:
         Where it is not urgent, everything else on the machine goes first.
         """
         assert not self.is_busy
-        request = replace(self._request, is_urgent=is_urgent)
+        missing = {r.folder: r for r in self._requests if _find(r) is None}
+        requests = list(missing.values()) or self._requests[:1]  # what runs stages may be missing
         try:
             self._process = _process()
         except OSError as error:
@@ -81,7 +79,7 @@ class Compiler:
             return
         self._thread = threading.Thread(
             target=self._watch,
-            args=(self._process, pickle.dumps(request)),
+            args=(self._process, pickle.dumps(Job(requests, is_urgent))),
             name="streamflow compiler",
             daemon=True,
         )
@@ -98,11 +96,11 @@ class Compiler:
             os.killpg(self._process.pid, signal.SIGKILL)  # with the compilers that it started
         self.wait()
 
-    def _watch(self, process: subprocess.Popen[bytes], request: bytes) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], job: bytes) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(len(request).to_bytes(8, "big") + request)
+            process.stdin.write(len(job).to_bytes(8, "big") + job)
             process.stdin.flush()
             self._read(process.stdout)
         except OSError as error:
@@ -136,14 +134,25 @@ def _process() -> subprocess.Popen[bytes]:
     )
 
 
+def _request(recording: Recording, num_threads: int) -> Request:
+    folder = inductor.cache_folder()
+    forward = None if recording.forward is None else sketch(recording.forward)
+    request = Request(sketch(recording.learn), forward, folder, num_threads)
+    return replace(request, folder=folder / _digest(request))
+
+
+def _find(request: Request) -> Path | None:
+    paths = (request.folder / name for name in (native.STAGE, SINGLE))
+    return next((path for path in paths if path.exists()), None)
+
+
 def _digest(request: Request) -> str:
+    programs = [p for p in (request.learn, request.forward) if p is not None]
     parts = (
         FORMAT,
         inductor.target(),
         sys.version,
         request.num_threads,
-        request.layout,
-        request.specs,
-        request.graph.code,
+        *((program.layout, program.specs, program.graph.code) for program in programs),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from streamflow.errors import OptionError, PartitionError, SampleError, StageError
@@ -10,7 +11,17 @@ from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.assembly import Assembly, reassemble
 from streamflow.pipeline.batching import Batching, count_quiet, runs
 from streamflow.pipeline.devices import await_here, now
-from streamflow.pipeline.messages import Activation, Arrival, Drain, Output, Peek, Result, Sample
+from streamflow.pipeline.messages import (
+    Activation,
+    Arrival,
+    Drain,
+    Output,
+    Peek,
+    Result,
+    Sample,
+    Settle,
+)
+from streamflow.pipeline.native import RaisedError
 from streamflow.pipeline.states import Key
 from streamflow.pipeline.switching import Chunk, Switch
 from streamflow.pipeline.timeline import Event
@@ -51,6 +62,7 @@ class Flow:
         self._has_gradients = False
         self._quiet = sys.maxsize
         self._is_watched = False
+        self._entered = 0
 
     def process(self, batch: Batch, *, number: int) -> Chunk:
         """Predict the samples of a batch in order and learn from them, compiled where that is.
@@ -62,6 +74,7 @@ class Flow:
         Raises:
             StageError: A stage raised, or the outputs differ in shape.
         """
+        self._entered = number + len(batch)
         found = self._process(batch, number)
         if batch.is_learned[-1]:
             self._quiet = 0
@@ -70,26 +83,39 @@ class Flow:
         return found
 
     def _process(self, batch: Batch, number: int) -> Chunk:
-        def eager(first: int, stop: int) -> Chunk:
-            return self._eagerly(batch, first, stop, number)
-
-        if self.switch is None or self._is_watched or True not in batch.is_learned:
-            return eager(0, len(batch))
+        switch = self.switch
+        if switch is None or self._is_watched:
+            return self.eagerly(batch, 0, len(batch), number)
+        # Unless gradients wait in compiled code, samples that are not learned share a forward.
+        is_quiet = not switch.is_flying or self._quiet >= self._lag
+        if True not in batch.is_learned and is_quiet:
+            return self.eagerly(batch, 0, len(batch), number)
+        self._follow_modes()
+        self._has_gradients = True
         try:
-            return self.switch.process(batch, eager)
-        except StageError:
-            raise
+            return switch.process(batch, _Eager(self, batch, number), number)
+        except Exception as error:
+            if self.failure is not None:
+                raise
+            raise self._break(self._broken(error, number)) from error
         except BaseException as error:
-            stage = self.assembly.stages[0]
-            broken = (
-                failure(stage, "compiled code", number, error)
-                if isinstance(error, Exception)
-                else _interrupted(error)
-            )
-            raise self._break(broken) from error
+            if self.failure is None:
+                self._break(_interrupted(error))
+            raise
 
-    def _eagerly(self, batch: Batch, first: int, stop: int, number: int) -> Chunk:
+    def _broken(self, error: Exception, number: int) -> StageError:
+        """Return what the caller gets where compiled code raised."""
+        stage, index = (error.stage, error.number) if isinstance(error, RaisedError) else (0, 0)
+        return failure(self.assembly.stages[stage], "compiled code", number + index, error)
+
+    def settle(self) -> None:
+        """Wait until nothing is left to do without another sample."""
+        if self._has_gradients and self.assembly.executor.name == "threads":
+            self._exchange([Settle()], len(self.assembly.stages))
+
+    def eagerly(self, batch: Batch, first: int, stop: int, number: int) -> Chunk:
         """Run samples from one to another through the stages, together where that is the same."""
+        self._hand_over(number + first)
         if self._batching is None or self._is_watched or stop - first < FEWEST:
             return self._one_by_one(batch, first, stop, number)
         quiet = count_quiet(batch.is_learned, first, self._quiet)
@@ -181,11 +207,23 @@ class Flow:
 
     def drain(self) -> None:
         """Apply every gradient in flight."""
+        if self.switch is not None and self.switch.is_flying:
+            self._drain_compiled(self.switch)
         if self._has_gradients:
             with self.assembly.in_its_modes():
                 self._exchange([Drain()], len(self.assembly.stages))
             self._has_gradients = False
         self._quiet = sys.maxsize
+
+    def _drain_compiled(self, switch: Switch) -> None:
+        try:
+            switch.drain(self._entered)
+        except Exception as error:
+            raise self._break(self._broken(error, self._entered)) from error
+
+    def _hand_over(self, number: int) -> None:
+        if self.switch is not None:
+            self.switch.hand_over(number)
 
     def watch(self, record: Callable[[Event], None] | None) -> None:
         """Tell ``record`` of every action from now on."""
@@ -204,6 +242,8 @@ class Flow:
         if self.assembly.has_new_modes():
             self.drain()
             self.assembly = reassemble(self.assembly)
+            if self.switch is not None:
+                self.switch.follow(self.assembly)
 
     def _send_alone(self, arrival: Activation) -> list[Result]:
         """Send one sample and update all stages when all their gradients are known."""
@@ -267,6 +307,21 @@ class Flow:
         self.failure = error
         self.close()
         return error
+
+
+@dataclass(slots=True)
+class _Eager:
+    """The eager stages, as samples of a batch meet them."""
+
+    flow: Flow
+    batch: Batch
+    number: int
+
+    def learn(self, first: int, stop: int) -> Chunk:
+        return self.flow.eagerly(self.batch, first, stop, self.number)
+
+    def settle(self) -> None:
+        self.flow.settle()
 
 
 def _refuse(error: Exception, index: int) -> None:

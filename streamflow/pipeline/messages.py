@@ -55,6 +55,11 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Settle:
+    """Tell when there is nothing left to do without another sample."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gradient:
     """The loss's gradient by a stage's outputs on its way up, or None for an empty one."""
 
@@ -77,6 +82,12 @@ class Drained:
     """One stage has applied all its gradients."""
 
 
-Arrival = Activation | Peek | Drain
-Message = Arrival | Gradient
-Result = Output | Drained
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One stage has nothing left to do, and nor have those behind it."""
+
+
+Arrival = Activation | Peek | Drain | Settle
+Upward = Gradient | Settled
+Message = Arrival | Upward
+Result = Output | Drained | Settled

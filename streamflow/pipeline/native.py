@@ -1,361 +1,331 @@
-"""Samples in a row as one C++ function: a loop around what the compiler makes of one sample.
-
-Theory of operation. The compiler turns a sample into calls of kernels on buffers. These calls are
-listed once, on stand-ins, and each pointer is known by where it lies: in an argument, or in memory
-that all samples share. So a sample is a list of calls at addresses that are constant but for the
-rows of inputs, targets, factors and outputs, and any number of samples is a loop:
-
-    learn(held, rows, outputs, memory, count)   for k = 0 to count - 1:
-                                                    kernel0(held[0], rows[1] + 64 * k, memory + 128)
-                                                    kernel1(...)
-                                                    copy outputs; stop if something is not finite
-
-Where samples must be finite to be learned, weights have to be as they were if one is not, and
-matrices are updated while its gradient is still on its way. Many samples keep the old values of all
-that is written, go back to them if one fails, and learn those before it again. Few samples, and one
-that failed, are learned carefully: matrices are updated after all else, and only what else is
-learned is kept. What failed is passed over, and the loop ends behind it.
-"""
+"""Compiled stages and what runs them outside the interpreter; ``line.cpp`` says how."""
 
 import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamflow.pipeline import inductor, rows
-from streamflow.pipeline.inductor import Unlisted
-from streamflow.pipeline.rowcode import ROW_CODE, update_code
+from streamflow.pipeline import inductor
+from streamflow.pipeline.programs import Kind
+from streamflow.pipeline.recording import Recording
+from streamflow.pipeline.routines import Done, Rows, Work
+from streamflow.pipeline.schedule import Order
+from streamflow.pipeline.stagecode import size_of
 
-LIBRARY = "native.so"
+STAGE = "stage.so"
+"""Where code of a stage lies in its folder."""
 
-_MANY = 8
-"""Samples from which on it pays to keep all old values."""
-
-_PREFIX = "#include <torch/csrc/inductor/cpp_prefix.h>"
+_SOURCE = Path(__file__).with_name("line.cpp")
+_LINE = "line.so"
 _ALIGNED = 64
-_TYPES = {torch.float32: "float", torch.float64: "double"}
-_MESSAGE = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What the arguments of a sample are.
-
-    Attributes:
-        held: How many of them stay the same for all samples; the others are rows.
-        written: Which of the held are written.
-        learned: How many of these are parameters, or what the optimizer keeps of them.
-        joined: Those that row operations write.
-        is_checked: Whether the last result must be finite.
-    """
-
-    held: int
-    written: tuple[int, ...]
-    learned: int
-    joined: frozenset[int]
-    is_checked: bool
+class _Places(ctypes.Structure):
+    _fields_ = (("first", ctypes.c_void_p), ("size", ctypes.c_long))
 
 
-class _Memory:
-    """Addresses of tensors as C++ expressions."""
-
-    def __init__(self, arguments: Sequence[Tensor], shape: Shape) -> None:
-        self.size = 0
-        self._known: dict[int, str] = {}
-        self._alive = list(arguments)
-        for index, tensor in enumerate(arguments):
-            if index < shape.held:
-                place = f"h[{index}]"
-            else:
-                place = f"r[{index - shape.held}] + k * {size_of(tensor)}"
-            self._known[tensor.untyped_storage().data_ptr()] = place
-
-    def take(self, size: int) -> str:
-        """Return memory of so many bytes."""
-        place, self.size = f"m + {self.size}", self.size + -(-size // _ALIGNED) * _ALIGNED
-        return place
-
-    def address(self, tensor: Tensor, type_name: str) -> str:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._known[storage.data_ptr()] = self.take(storage.nbytes())
-            self._alive.append(tensor)
-        offset = tensor.storage_offset() * tensor.element_size()
-        return f"({type_name})({self._known[storage.data_ptr()]} + {offset})"
-
-
-def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a contiguous tensor."""
-    return tensor.numel() * tensor.element_size()
-
-
-@dataclass(slots=True)
-class _Listing:
-    """Lists the calls of a sample as C++.
-
-    Attributes:
-        parts: Functions, by name.
-        calls: Calls in order.
-        careful: What is called instead, where samples are learned carefully.
-        late: What is called at the end then.
-    """
-
-    memory: _Memory
-    parts: dict[str, str] = field(default_factory=dict)
-    calls: list[str] = field(default_factory=list)
-    late: list[str] = field(default_factory=list)
-
-    def kernel(self, types: Sequence[str], source: str) -> Callable[..., None]:
-        """Take in a kernel of the compiler's; return what takes in its calls."""
-        name = f"k{len(self.parts)}"
-        for old, new in (
-            ("#include <torch/csrc/inductor/cpp_prefix.h>", ""),
-            ('extern "C"', "static"),
-        ):
-            source = source.replace(old, new)
-        self.parts[name] = f"namespace {name} {{{source}}}"
-
-        def called(*arguments: Any) -> None:
-            given = [
-                self.memory.address(value, kind) if isinstance(value, Tensor) else repr(value)
-                for value, kind in zip(arguments, types, strict=True)
-            ]
-            self.calls.append(f"{name}::kernel({', '.join(given)});")
-
-        return called
-
-    def operation(self, target: Any, arguments: Sequence[Any]) -> Any:
-        """Take in a call of something that is no kernel."""
-        if target is rows.PRODUCT:
-            return self._vector("product", arguments[0], arguments[1], 0)
-        if target is rows.BELOW:
-            return self._vector("below", arguments[0], arguments[1], 1)
-        if target is rows.UPDATE:
-            return self._update(*arguments)
-        msg = f"it calls {target}"
-        raise Unlisted(msg)
-
-    def _vector(self, name: str, weight: Tensor, x: Tensor, dim: int) -> Tensor:
-        found = x.new_empty(1, weight.shape[dim])
-        sizes = f"{_TYPES[x.dtype]}, {weight.shape[0]}, {weight.shape[1]}"
-        given = ", ".join(self._pointer(tensor) for tensor in (weight, x, found))
-        self.calls.append(f"rows::{name}<{sizes}>({given});")
-        return found
-
-    def _update(
-        self,
-        weight: Tensor,
-        delta: Tensor,
-        x: Tensor,
-        states: list[Tensor],
-        scalars: list[Tensor],
-        products: list[Tensor],
-        code: str,
-        has_below: bool,
-    ) -> tuple[Tensor, Tensor]:
-        below, check = x.new_empty(1, weight.shape[1] if has_below else 0), x.new_empty(())
-        kind = _TYPES[weight.dtype]
-        name = f"u{len(self.parts)}"
-        self.parts[name] = update_code(name, kind, weight.shape, len(states), len(scalars), code)
-        held = [self._pointer(tensor) for tensor in (weight, *states)]
-        vectors = [self._pointer(tensor) for tensor in (delta, x, *scalars)]
-        saved, copies = [], []
-        for tensor, pointer in zip((delta, x, *scalars), vectors, strict=True):
-            place = self.memory.take(size_of(tensor))
-            copies.append(f"std::memcpy({place}, {pointer}, {size_of(tensor)});")
-            saved.append(f"({kind}*)({place})")
-        target = self._pointer(below) if has_below else f"({kind}*)nullptr"
-        sizes = f"{kind}, {weight.shape[0]}, {weight.shape[1]}"
-        lower = f"rows::below<{sizes}>({held[0]}, {vectors[0]}, {target});" if has_below else ""
-        flags = f"{name}<{str(has_below).lower()}>"
-        self.calls.append(f"if constexpr (careful) {{ {' '.join(copies)} {lower} }}")
-        self.calls.append(f"else {flags}({', '.join([*held, *vectors, target])});")
-        self.calls.append(
-            f"rows::check<{sizes}>({', '.join([*vectors[:2], self._pointer(check)])});"
-        )
-        null = f"({kind}*)nullptr"
-        self.late.append(f"{name}<false>({', '.join([*held, *saved, null])});")
-        return below, check
-
-    def _pointer(self, tensor: Tensor) -> str:
-        if not tensor.is_contiguous():
-            msg = "a vector does not lie in one piece"
-            raise Unlisted(msg)
-        return self.memory.address(tensor, f"{_TYPES[tensor.dtype]}*")
-
-
-def source(
-    graph: torch.fx.GraphModule, arguments: Sequence[Tensor], shape: Shape, num_threads: int
-) -> str:
-    """Return C++ that learns samples in a row.
-
-    Args:
-        graph: A sample: takes the arguments, writes some, returns outputs and what is checked.
-        arguments: Stand-ins.
-        shape: What they are.
-        num_threads: Threads that a kernel may use.
-
-    Raises:
-        Unlisted: A sample is more than calls of kernels.
-    """
-    listing = _Listing(_Memory(arguments, shape))
-    results = inductor.list_calls(graph, arguments, listing.kernel, listing.operation, num_threads)
-    *outputs, check = results
-    memory = listing.memory
-    copied = [
-        f"std::memcpy(o[{index}] + k * {size_of(tensor)}, "
-        f"{memory.address(tensor, 'char*')}, {size_of(tensor)});"
-        for index, tensor in enumerate(outputs)
-    ]
-    if not all(tensor.is_contiguous() for tensor in outputs):
-        msg = "an output does not lie in one piece"
-        raise Unlisted(msg)
-    test = f"std::isfinite(*{memory.address(check, _TYPES[check.dtype] + '*')})"
-    learned = shape.written[: shape.learned]
-    few = _kept(memory, [i for i in learned if i not in shape.joined], arguments)
-    many = _kept(memory, shape.written, arguments)
-    return _FORM.format(
-        rows=ROW_CODE,
-        parts="\n".join(listing.parts.values()),
-        calls="\n    ".join([*listing.calls, *copied]),
-        test=test if shape.is_checked else "true",
-        late="\n        ".join(listing.late),
-        is_checked=str(shape.is_checked).lower(),
-        keep_few=" ".join(keep for keep, _ in few),
-        restore_few=" ".join(restore for _, restore in few),
-        keep_many=" ".join(keep for keep, _ in many),
-        restore_many=" ".join(restore for _, restore in many),
-        many=_MANY,
-        size=memory.size,
-        message=_MESSAGE,
+class _StageOptions(ctypes.Structure):
+    _fields_ = (
+        ("learn", ctypes.c_void_p),
+        ("forward", ctypes.c_void_p),
+        ("flush", ctypes.c_void_p),
+        ("memory", ctypes.c_void_p),
+        ("lag", ctypes.c_long),
+        ("is_greedy", ctypes.c_long),
+        ("is_newest", ctypes.c_long),
+        ("num_inputs", ctypes.c_long),
+        ("inputs", ctypes.c_void_p),
+        ("num_snapshots", ctypes.c_long),
+        ("snapshots", ctypes.c_void_p),
+        ("written", ctypes.c_void_p),
+        ("num_gradients", ctypes.c_long),
+        ("gradients", ctypes.c_void_p),
+        ("is_empty", ctypes.c_void_p),
+        ("num_slots", ctypes.c_long),
     )
 
 
-def _kept(
-    memory: _Memory, indices: Sequence[int], arguments: Sequence[Tensor]
-) -> list[tuple[str, str]]:
-    """Return what keeps the values of arguments, and what restores them."""
-    found = []
-    for index in indices:
-        size = size_of(arguments[index])
-        if size != arguments[index].untyped_storage().nbytes():
-            msg = "a tensor that is written does not lie in one piece"
-            raise Unlisted(msg)
-        place = memory.take(size)
-        found.append(
-            (
-                f"std::memcpy({place}, h[{index}], {size});",
-                f"std::memcpy(h[{index}], {place}, {size});",
-            )
-        )
-    return found
+class _StageCall(ctypes.Structure):
+    _fields_ = (
+        ("learn_held", ctypes.c_void_p),
+        ("forward_held", ctypes.c_void_p),
+        ("factors", _Places),
+        ("made", ctypes.c_long),
+        ("skipped", ctypes.c_long),
+    )
 
 
-_FORM = """
-#include <torch/csrc/inductor/cpp_prefix.h>
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <exception>
-#include <type_traits>
+class _Call(ctypes.Structure):
+    _fields_ = (
+        ("stages", ctypes.c_void_p),
+        ("count", ctypes.c_long),
+        ("is_draining", ctypes.c_long),
+        ("inputs", ctypes.c_void_p),
+        ("labels", ctypes.c_void_p),
+        ("num_labels", ctypes.c_long),
+        ("outputs", ctypes.c_void_p),
+        ("num_outputs", ctypes.c_long),
+        ("is_learned", ctypes.c_char_p),
+        ("steps", ctypes.c_void_p),
+        ("failed", ctypes.c_long),
+        ("number", ctypes.c_long),
+        ("message", ctypes.c_char * 1000),
+    )
 
-{rows}
 
-{parts}
+class RaisedError(RuntimeError):
+    """Code of a stage raised.
 
-static void keep_few(char* const* h, char* m) {{ {keep_few} }}
-static void restore_few(char* const* h, char* m) {{ {restore_few} }}
-static void keep_many(char* const* h, char* m) {{ {keep_many} }}
-static void restore_many(char* const* h, char* m) {{ {restore_many} }}
+    Attributes:
+        stage: Which.
+        number: At which sample, counted from the first of the call.
+    """
 
-template <bool careful>
-static bool step(char* const* h, char* const* r, char* const* o, char* m, long k) {{
-    if constexpr (careful) keep_few(h, m);
-    {calls}
-    const bool is_finite = {test};
-    if constexpr (careful) {{
-        if (!is_finite) {{
-            restore_few(h, m);
-            return false;
-        }}
-        {late}
-    }}
-    return is_finite;
-}}
+    def __init__(self, message: str, stage: int, number: int) -> None:
+        super().__init__(message)
+        self.stage, self.number = stage, number
 
-static long learn_many(char* const* h, char* const* r, char* const* o, char* m, long count) {{
-    long done = 0;
-    if ({is_checked}) keep_many(h, m);
-    while (done < count && step<false>(h, r, o, m, done)) ++done;
-    if (done < count) {{
-        restore_many(h, m);
-        for (long k = 0; k < done; ++k) step<false>(h, r, o, m, k);
-    }}
-    return done;
-}}
 
-extern "C" long memory_size() {{ return {size}; }}
+class Slots:
+    """Where the values of a stage's samples lie between forward and backward.
 
-extern "C" long learn(char* const* h, char* const* r, char* const* o, char* m, long count,
-                      long* skipped, char* message) {{
-    try {{
-        long done = 0;
-        *skipped = 0;
-        if (!{is_checked} || count >= {many}) {{
-            done = learn_many(h, r, o, m, count);
-            if (done < count) *skipped = !step<true>(h, r, o, m, done++);
-            return done;
-        }}
-        while (done < count && !*skipped) *skipped = !step<true>(h, r, o, m, done++);
-        return done;
-    }} catch (const std::exception& error) {{
-        std::strncpy(message, error.what(), {message} - 1);
-        return -1;
-    }}
-}}
-"""
+    Attributes:
+        inputs: One tensor (slots, ...) for each of an input.
+        snapshots: Likewise of the buffers that a forward writes, as they were before.
+        gradients: Likewise of the gradients that come from the stage behind.
+        is_empty: Whether nothing comes (slots,).
+    """
+
+    def __init__(self, recording: Recording, count: int) -> None:
+        written = [recording.held[index]() for index in recording.snapshots.values()]
+        self.inputs = [torch.zeros(count, *s, dtype=d) for s, d in recording.inputs]
+        self.snapshots = [torch.zeros(count, *t.shape, dtype=t.dtype) for t in written]
+        self.gradients = [torch.zeros(count, *s, dtype=d) for s, d in recording.gradients]
+        self.is_empty = torch.zeros(count, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.is_empty)
+
+
+class _Bound:
+    """What a stage works on, as the library takes it.
+
+    Attributes:
+        call: For the library.
+        work: What it says.
+    """
+
+    def __init__(self, call: _StageCall) -> None:
+        self.call = call
+        self.work: Work | None = None
+        self._held: list[Tensor] | None = None
+        self._addresses: object = None
+
+    def bind(self, work: Work) -> None:
+        call, factors = self.call, work.factors
+        if work.learn is not self._held:
+            self._held = work.learn
+            self._addresses = held = _addresses(work.learn), _addresses(work.forward)
+            call.learn_held, call.forward_held = map(ctypes.addressof, held)
+        call.factors.first = factors.data_ptr()
+        call.factors.size = size_of(factors[0]) if len(factors) > 1 else 0
+        self.work = work
 
 
 class Native:
-    """A library that learns samples in a row; while it does, the interpreter serves others."""
+    """Runs compiled stages; while it does, the interpreter serves others.
+
+    Attributes:
+        slots: Of each stage.
+
+    Args:
+        recordings: Of the stages.
+        orders: Theirs.
+        paths: Their code.
+        is_newest: Whether gradients are taken at the newest sample's input.
+    """
 
     takes = "all waiting samples"
 
-    def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
-        library.memory_size.restype = library.learn.restype = ctypes.c_long
-        self._learn = library.learn
-        self._memory = torch.empty(library.memory_size() + _ALIGNED, dtype=torch.uint8)
-        offset = -self._memory.data_ptr() % _ALIGNED
-        self._address = ctypes.c_void_p(self._memory.data_ptr() + offset)
-        self._skipped = ctypes.c_long()
-        self._message = ctypes.create_string_buffer(_MESSAGE)
-        self._held: list[Tensor] = []
-        self._held_at = _addresses([])
-
-    def learn(
-        self, held: list[Tensor], rows: Sequence[Tensor], outputs: Sequence[Tensor], count: int
-    ) -> tuple[int, bool]:
-        """Learn samples in a row; see :class:`~streamflow.pipeline.routines.Routine`."""
-        if held is not self._held:
-            self._held, self._held_at = held, _addresses(held)
-        done = self._learn(
-            self._held_at,
-            _addresses(rows),
-            _addresses(outputs),
-            self._address,
-            ctypes.c_long(count),
-            ctypes.byref(self._skipped),
-            self._message,
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        orders: Sequence[Order],
+        paths: Sequence[Path],
+        *,
+        is_newest: bool,
+    ) -> None:
+        line = find_line()
+        assert line is not None
+        self._line = _load_line(line)
+        count = max(order.lag for order in orders) + 2
+        self.slots = [Slots(recording, count) for recording in recordings]
+        self._alive: list[object] = []
+        options = (_StageOptions * len(recordings))()
+        for stage, recording, order, path, slots in zip(
+            options, recordings, orders, paths, self.slots, strict=True
+        ):
+            self._fill(stage, recording, order, path, slots)
+            stage.is_newest = is_newest
+        self._handle = ctypes.c_void_p(self._line.line_open(options, len(options)))
+        if not self._handle:
+            raise MemoryError
+        self._close = weakref.finalize(self, self._line.line_close, self._handle)
+        last = recordings[-1]
+        calls = (_StageCall * len(recordings))()
+        self._calls = [_Bound(call) for call in calls]
+        inputs, labels, outputs = (
+            (_Places * len(sizes))(*[_Places(None, size) for size in sizes])
+            for sizes in (_sizes(recordings[0].inputs), _label_sizes(last), _sizes(last.outputs))
         )
-        if done < 0:
-            raise RuntimeError(self._message.value.decode(errors="replace"))
-        return done, bool(self._skipped.value)
+        self._rows = [*inputs, *labels, *outputs]
+        self._alive += [calls, inputs, labels, outputs]
+        self._steps = (ctypes.c_long * 1)()
+        self._call = _Call(
+            stages=ctypes.addressof(calls),
+            inputs=ctypes.addressof(inputs),
+            labels=ctypes.addressof(labels),
+            num_labels=len(labels),
+            outputs=ctypes.addressof(outputs),
+            num_outputs=len(outputs),
+            steps=ctypes.addressof(self._steps),
+        )
+        self._call_at = ctypes.byref(self._call)
+
+    def __repr__(self) -> str:
+        return f"<Native: {len(self.slots)} stages>"
+
+    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+        """Run samples through the stages; see :class:`~streamflow.pipeline.routines.Routine`."""
+        call, count = self._call, rows.count
+        for stage, own in zip(self._calls, work, strict=True):
+            if own is not stage.work:
+                stage.bind(own)
+            stage.call.made = stage.call.skipped = 0
+        for place, tensor in zip(
+            self._rows, (*rows.inputs, *rows.labels, *rows.outputs), strict=True
+        ):
+            place.first = tensor.data_ptr()
+        if count > len(self._steps):
+            self._steps = (ctypes.c_long * count)()
+            call.steps = ctypes.addressof(self._steps)
+        call.count, call.is_draining, call.is_learned = count, drain, rows.is_learned
+        self._line.line_run(self._handle, self._call_at, threads)
+        if call.failed >= 0:
+            message = call.message.decode(errors="replace")
+            raise RaisedError(message, call.failed, call.number)
+        return Done(
+            self._steps[:count],
+            [stage.call.made for stage in self._calls],
+            [stage.call.skipped for stage in self._calls],
+        )
+
+    def place(self, held: Sequence[int]) -> None:
+        """Begin with so many samples held by each stage; number 0 is the oldest of the first."""
+        self._line.line_place(self._handle, (ctypes.c_long * len(held))(*held))
+
+    def numbers(self) -> list[range]:
+        """Return the numbers of the samples that each stage holds; modulo slots they say where."""
+        return [
+            range(
+                self._line.line_backwarded(self._handle, index),
+                self._line.line_forwarded(self._handle, index),
+            )
+            for index in range(len(self.slots))
+        ]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._close()
+
+    def _fill(
+        self,
+        stage: _StageOptions,
+        recording: Recording,
+        order: Order,
+        path: Path,
+        slots: Slots,
+    ) -> None:
+        library = ctypes.CDLL(str(path))
+        library.memory_size.restype = ctypes.c_long
+        memory = torch.zeros(library.memory_size() + _ALIGNED, dtype=torch.uint8)
+        written = (ctypes.c_long * len(recording.snapshots))(*recording.snapshots.values())
+        places = [_places(part) for part in (slots.inputs, slots.snapshots, slots.gradients)]
+        self._alive += [library, memory, written, *places]
+        stage.learn, stage.flush = _function(library.learn), _function(library.flush)
+        if recording.forward is not None:
+            stage.forward = _function(library.forward)
+        stage.memory = memory.data_ptr() + -memory.data_ptr() % _ALIGNED
+        stage.lag, stage.is_greedy = order.lag, order.is_greedy
+        stage.num_inputs, stage.num_snapshots, stage.num_gradients = map(len, places)
+        stage.inputs, stage.snapshots, stage.gradients = map(ctypes.addressof, places)
+        stage.written = ctypes.addressof(written)
+        stage.is_empty, stage.num_slots = slots.is_empty.data_ptr(), len(slots)
 
 
-def _addresses(tensors: Sequence[Tensor]) -> Any:
+def find_line() -> Path | None:
+    """Return the library that runs stages, where it is on disk."""
+    path = _line_path()
+    return path if path.exists() else None
+
+
+def build_line() -> None:
+    """Compile the library that runs stages, unless it is on disk."""
+    path = _line_path()
+    if path.exists():
+        return
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as place:
+        made = Path(place) / "line"
+        inductor.build_library(_SOURCE.read_text(), made / _LINE)
+        with suppress(OSError):  # somebody else was faster
+            made.rename(path.parent)
+
+
+def _line_path() -> Path:
+    parts = (_SOURCE.read_text(), inductor.target())
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return inductor.cache_folder() / digest / _LINE
+
+
+def _load_line(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(os.fspath(path))
+    handle, number = ctypes.c_void_p, ctypes.c_long
+    library.line_open.restype = handle
+    library.line_open.argtypes = (handle, number)
+    library.line_close.argtypes = (handle,)
+    library.line_run.argtypes = (handle, handle, ctypes.c_bool)
+    library.line_place.argtypes = (handle, handle)
+    for function in (library.line_forwarded, library.line_backwarded):
+        function.restype, function.argtypes = number, (handle, number)
+    return library
+
+
+def _function(function: object) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+
+
+def _sizes(kinds: Sequence[Kind]) -> list[int]:
+    return [shape.numel() * dtype.itemsize for shape, dtype in kinds]
+
+
+def _label_sizes(recording: Recording) -> list[int]:
+    """Return the bytes of a sample's targets and weights."""
+    layout, arguments = recording.learn.layout, recording.learn.arguments
+    count = layout.others + layout.weights
+    return [size_of(tensor) for tensor in arguments[len(arguments) - count :]]
+
+
+def _places(rings: Sequence[Tensor]) -> ctypes.Array[_Places]:
+    return (_Places * len(rings))(*[_Places(ring.data_ptr(), size_of(ring[0])) for ring in rings])
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])

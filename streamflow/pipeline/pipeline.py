@@ -158,7 +158,7 @@ class Pipeline:
         """Build the stages."""
         assembly = assemble(self._module, cuts, executor, self._options, self._initial)
         self._why_eager = why_eager(assembly, self._options)
-        switch = None if self._why_eager else Switch(assembly.stages[0], self._options)
+        switch = None if self._why_eager else Switch(assembly, self._options)
         flow = self._flow = Flow(
             assembly,
             clip_norm=self._options.clip_norm,

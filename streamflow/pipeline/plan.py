@@ -84,7 +84,9 @@ class Plan:
         call: Seconds that a call of the pipeline takes beside those of its stages.
         limit: What keeps the rate from being higher.
         tried: What was measured to choose, first one stage inline.
-        learning: How samples are learned now; figures are those of eager learning.
+        learning: How samples are learned now, where that is not as measured.
+        is_compiled: Whether the rate is that of compiled code. Then what stages and layers cost is
+            that of eager learning, all faster by as much as the whole is.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -100,6 +102,7 @@ class Plan:
     limit: str
     tried: tuple[Tried, ...]
     learning: str = ""
+    is_compiled: bool = False
 
     def __str__(self) -> str:
         return self.table()
@@ -141,7 +144,9 @@ class Plan:
             f"latency {seconds(self.latency)} unloaded, {seconds(self.loaded_latency)} while "
             f"samples wait; a call adds {seconds(self.call)}"
         )
-        if self.learning:
+        if self.is_compiled:
+            yield "compiled; what parts of it cost is estimated from eager learning"
+        elif self.learning:
             yield f"figures of eager learning; now it is {self.learning}"[:WIDTH]
         tried = (f"{t.num_stages} {t.executor} {t.rate:,.0f}" for t in self.tried)
         yield f"measured, samples/s by stages: {', '.join(tried)}"

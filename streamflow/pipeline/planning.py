@@ -22,6 +22,7 @@ from streamflow.pipeline.profiling import Surroundings, on_one_device, profile, 
 from streamflow.pipeline.rehearsal import Rehearsal, Subject, in_turn, low_costs
 from streamflow.pipeline.schedule import Order, orders
 from streamflow.pipeline.states import Set
+from streamflow.pipeline.switching import EAGER_SO_FAR
 
 # More stages learn later, and threads cost cores: they must be clearly faster.
 _MARGIN = 0.1
@@ -107,6 +108,7 @@ class _Trials:
 
     Attributes:
         tried: Samples per second by number of stages and executor, all as if measured together.
+        learning: How each of them learned.
     """
 
     def __init__(self, subject: Subject, profile: Profile, cores: int, seconds: float) -> None:
@@ -116,6 +118,7 @@ class _Trials:
         self._seconds = seconds
         self._num_in_vain = 0
         self.tried: dict[tuple[int, str], float] = {}
+        self.learning: dict[tuple[int, str], str] = {}
 
     def numbers(self) -> Iterator[int]:
         """Yield numbers of stages that may be worth trying, until more do not help.
@@ -146,13 +149,26 @@ class _Trials:
         num_stages = len(cut.loads)
         before = max(self.tried.values(), default=0.0)
         ways = self._ways(num_stages)
-        times = self._times(self._profile.names(cut.starts), ways)
+        times, learning = self._times(self._profile.names(cut.starts), ways)
+        self.learning.setdefault((1, "inline"), learning[0])
+        self.learning |= {(num_stages, w): how for w, how in zip(ways, learning[1:], strict=True)}
         reference = self.tried.setdefault((1, "inline"), 1 / times[0])
         for executor, seconds in zip(ways, times[1:], strict=True):
             self.tried[num_stages, executor] = reference * times[0] / seconds
-        rate = self.tried[num_stages, self.executor(num_stages)]
+        way = num_stages, self.executor(num_stages)
+        rate = self.tried[way] if self._counts(way) else 0.0
         self._num_in_vain = 0 if rate > before * (1 + _MARGIN) else self._num_in_vain + 1
         return rate
+
+    def _counts(self, way: tuple[int, str]) -> bool:
+        """Say whether a way is no worse than it looks: one stage may yet be compiled, or is."""
+        alone = self.learning[1, "inline"]
+        is_compiled = alone == EAGER_SO_FAR or alone.startswith("compiled")
+        return way[0] == 1 or not is_compiled or self.is_compiled(way)
+
+    def is_compiled(self, way: tuple[int, str]) -> bool:
+        """Say whether a way was measured with compiled code."""
+        return self.learning[way].startswith("compiled")
 
     def executor(self, num_stages: int) -> str:
         """Return what runs so many stages: inline unless threads are clearly faster."""
@@ -171,14 +187,14 @@ class _Trials:
         is_needless = num_stages == 1 or is_searching
         return [way for way in ways if way != "inline" or not is_needless]
 
-    def _times(self, cuts: Sequence[str], ways: Sequence[str]) -> list[float]:
-        """Return the seconds of a sample with one stage inline, and in each way."""
+    def _times(self, cuts: Sequence[str], ways: Sequence[str]) -> tuple[list[float], list[str]]:
+        """Return the seconds of a sample with one stage inline and in each way, and how it was."""
         copied = self._subject.copy()
         alone = self._subject.copy() if len(self._profile.devices) > 1 else copied
         changes = on_one_device(self._options, self._profile.devices[0].name)
-        rehearsals = [Rehearsal(alone, (), "inline", **changes)]
+        rehearsals = [Rehearsal(alone, (), "inline", may_compile=True, **changes)]
         try:
-            rehearsals += [Rehearsal(copied, cuts, way) for way in ways]
+            rehearsals += [Rehearsal(copied, cuts, way, may_compile=True) for way in ways]
             for rehearsal in rehearsals:
                 # Stages overlap only where there are several samples.
                 least = _SAMPLES_PER_STAGE * (len(rehearsal.stages) - 1)
@@ -188,11 +204,12 @@ class _Trials:
                 [rehearsal.process for rehearsal in rehearsals],
                 seconds=self._seconds,
             )
+            learning = [rehearsal.learning for rehearsal in rehearsals]
         finally:
             for rehearsal in rehearsals:
                 rehearsal.close()
         # Not a low time: stages in threads are now fast and now slow, as they get the lock.
-        return [median(times) for times in rounds]
+        return [median(times) for times in rounds], learning
 
 
 def _plan(
@@ -214,8 +231,13 @@ def _plan(
         hand_over=hand_over,
     )
     rate = trials.tried[num_stages, executor]
+    is_compiled = trials.is_compiled((num_stages, executor))
+    slowdown = played.rate / rate
+    if is_compiled:  # only the whole was measured compiled: all parts are faster alike
+        costs = [cost.scaled(slowdown) for cost in costs]
     # Where threads hinder each other, everything takes longer in the same proportion.
-    hindrance = max(played.rate / rate, 1.0) if executor == "threads" else 1.0
+    elif executor == "inline" or slowdown < 1.0:
+        slowdown = 1.0
     return Plan(
         stages=_stages(profile, cut, costs, own_orders, stashes=options.backward == "stashed"),
         cuts=profile.names(cut.starts),
@@ -225,9 +247,17 @@ def _plan(
         rate=rate,
         wanted=options.rate,
         latency=sum(cost.forward for cost in costs) + (num_stages - 1) * hand_over,
-        loaded_latency=played.latency * hindrance,
+        loaded_latency=played.latency * slowdown,
         call=surroundings.call,
-        limit=_limit(costs, rate, played.rate, executor, options.schedule, surroundings),
+        limit=_limit(
+            costs,
+            rate,
+            rate if is_compiled else played.rate,
+            executor,
+            options.schedule,
+            surroundings,
+        ),
+        is_compiled=is_compiled,
         tried=tuple(Tried(*way, rate) for way, rate in trials.tried.items()),
     )
 

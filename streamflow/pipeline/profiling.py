@@ -175,7 +175,7 @@ def on_one_device(options: Options, device: str) -> dict[str, Any]:
     return {"devices": device, "optimizer": options.optimizer_of(0)}
 
 
-def recorded(options: Options, num_stages: int) -> dict[str, str]:
+def recorded(options: Options, num_stages: int) -> dict[str, Any]:
     """Return changes of options with which each stage does all that it does under load, itself."""
     is_greedy = options.schedule == "greedy" and num_stages > 1
     return {"clip_over": "stage"} | ({"schedule": "1f1b"} if is_greedy else {})

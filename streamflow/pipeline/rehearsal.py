@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from streamflow.errors import OptionError
-from streamflow.pipeline import trees
+from streamflow.pipeline import inductor, trees
 from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.assembly import assemble
 from streamflow.pipeline.costs import Cost
@@ -26,6 +26,14 @@ from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.stage import Stage
 from streamflow.pipeline.states import Set
+from streamflow.pipeline.switching import (
+    AT_ONCE,
+    EAGER_SO_FAR,
+    MOST,
+    ONLY_FOUND,
+    Switch,
+    why_eager,
+)
 from streamflow.pipeline.timeline import Event
 
 T = TypeVar("T")
@@ -34,6 +42,8 @@ T = TypeVar("T")
 _ROUNDS = 4
 _FEWEST_ROUNDS = 2
 _LONG_SECONDS = 1.0
+# Calls until everything is allocated, and compiled code is tried and in use.
+_WARM_UP = 3
 # Long enough that starting and stopping a clock does not matter.
 _ROUND_SECONDS = 0.004
 _MOST_SAMPLES = 32
@@ -88,6 +98,8 @@ class Rehearsal:
         subject: The network; its weights change.
         cuts: Modules to cut before.
         executor: ``inline`` or ``threads``.
+        may_compile: Whether it learns by compiled code, as a pipeline would, where the options ask
+            for that or it is on disk.
         changes: Options that differ from those of the subject.
 
     Raises:
@@ -96,11 +108,22 @@ class Rehearsal:
     """
 
     def __init__(
-        self, subject: Subject, cuts: Sequence[str], executor: str, **changes: Any
+        self,
+        subject: Subject,
+        cuts: Sequence[str],
+        executor: str,
+        *,
+        may_compile: bool = False,
+        **changes: Any,
     ) -> None:
-        options = replace(subject.options, **changes)
+        options = replace(subject.options, executor=executor, **changes)
         self._assembly = assemble(subject.module, cuts, executor, options, subject.initial)
-        self._flow = Flow(self._assembly, clip_norm=options.clip_norm)
+        self._why_eager = why_eager(self._assembly, options)
+        switch = None
+        if may_compile and not self._why_eager:
+            patience = AT_ONCE if options.compile is True else ONLY_FOUND
+            switch = Switch(self._assembly, options, patience, warns=False)
+        self._flow = Flow(self._assembly, clip_norm=options.clip_norm, switch=switch)
         self._admission = Admission(
             options.loss,
             input_device=self.stages[0].lane.device,
@@ -122,6 +145,16 @@ class Rehearsal:
         """The stages."""
         return self._assembly.stages
 
+    @property
+    def learning(self) -> str:
+        """How samples are learned, and why; ``EAGER_SO_FAR`` where a pipeline would compile it."""
+        switch = self._flow.switch
+        if switch is None:
+            return f"eager: {self._why_eager}"
+        if switch.status == EAGER_SO_FAR and inductor.find_compiler() is None:
+            return "eager: no C++ compiler"
+        return switch.status
+
     def settle(self, seconds: Callable[[], float], *, at_least: int = 1) -> None:
         """Choose how many samples make a measurement, once everything is allocated.
 
@@ -129,19 +162,23 @@ class Rehearsal:
             seconds: Measures one sample; :meth:`process` or :meth:`total`.
             at_least: The fewest samples.
         """
-        seconds()
+        for _ in range(_WARM_UP):
+            seconds()
         found = min(seconds(), seconds())
-        count = max(min(round(_ROUND_SECONDS / found), _MOST_SAMPLES), at_least)
+        is_compiled = self.learning.startswith("compiled")
+        most = MOST if is_compiled else _MOST_SAMPLES
+        count = max(min(round(_ROUND_SECONDS / found), most), at_least)
+        if is_compiled:  # calls cost more than samples
+            count = max(count, min(8 * count, most))
         self.count = -(-count // self._group) * self._group
 
     def process(self) -> float:
         """Process as many samples as ``count`` in one call; return the seconds of each."""
         inputs, targets = self._rows(self.count)
         # The gradients of the last samples wait for the next call: begin and end with as many.
-        self._flow.send(*self._admit(*self._rows(len(self.stages))))
+        self._process(*self._rows(len(self.stages)))
         start = time.perf_counter()
-        outputs = self._flow.send(*self._admit(inputs, targets))
-        trees.stack_samples([output.value for output in outputs])
+        self._process(inputs, targets)
         self._clock.wait()
         seconds = time.perf_counter() - start
         self._flow.drain()
@@ -173,6 +210,9 @@ class Rehearsal:
     def close(self) -> None:
         """Stop what runs the stages."""
         self._flow.close()
+
+    def _process(self, inputs: Any, targets: Any) -> None:
+        self._flow.process(self._admission.admit(inputs, targets, None, None, None), number=0)
 
     def _rows(self, count: int) -> tuple[Any, Any]:
         target = self._target
@@ -266,15 +306,13 @@ class _Weights:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._tensors = [t for m in dict.fromkeys(modules) for t in (*m.parameters(), *m.buffers())]
         self._values = [tensor.detach().clone() for tensor in self._tensors]
-        self._versions = [tensor._version for tensor in self._tensors]
 
     @torch.no_grad()
     def set_back(self) -> None:
         """Write what was written over; a constant may share its elements and take no writing."""
-        for index, (tensor, value) in enumerate(zip(self._tensors, self._values, strict=True)):
-            if tensor._version != self._versions[index]:
+        for tensor, value in zip(self._tensors, self._values, strict=True):
+            if not torch.equal(tensor, value):  # compiled code leaves no other trace
                 tensor.copy_(value)
-                self._versions[index] = tensor._version
 
 
 def low(times: Sequence[float]) -> float:

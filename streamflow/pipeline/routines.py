@@ -1,17 +1,70 @@
 """What compiled code looks like to those who call it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from streamflow.pipeline.inductor import Run
-from streamflow.pipeline.recording import Layout
+from streamflow.pipeline.programs import Layout
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+"""Code of one sample: takes tensors, writes into some of them, returns others."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What a stage works on during a call.
+
+    Attributes:
+        learn: What it holds with the constants of its learning; the same list as long as nothing
+            replaces a tensor.
+        forward: Likewise with the constants of its forward.
+        factors: Of the optimizer's formula (updates or one for all, groups, factors).
+    """
+
+    learn: list[Tensor]
+    forward: list[Tensor]
+    factors: Tensor
+
+
+@dataclass(slots=True)
+class Rows:
+    """The samples of a call, all tensors (count, ...).
+
+    Attributes:
+        inputs: Tensors of the inputs.
+        labels: Tensors of targets and weights.
+        outputs: Where outputs go.
+        is_learned: A byte for each.
+        count: How many.
+    """
+
+    inputs: Sequence[Tensor]
+    labels: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    is_learned: bytes
+    count: int
+
+
+@dataclass(slots=True)
+class Done:
+    """What came of a call.
+
+    Attributes:
+        steps: For each sample the updates that stage 0 had made in this call before it.
+        made: Updates of each stage.
+        skipped: Samples of each stage that were passed over since something was not finite.
+    """
+
+    steps: list[int]
+    made: list[int]
+    skipped: list[int]
 
 
 class Routine(Protocol):
-    """Compiled code.
+    """Compiled code of all stages.
 
     Attributes:
         takes: What a call takes, in words.
@@ -19,29 +72,25 @@ class Routine(Protocol):
 
     takes: str
 
-    def learn(
-        self, held: list[Tensor], rows: Sequence[Tensor], outputs: Sequence[Tensor], count: int
-    ) -> tuple[int, bool]:
-        """Learn samples in a row.
+    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+        """Run samples in order until every stage is at rest.
 
         Args:
-            held: What stays the same for all samples, with the constants; the same list as long
-                as nothing replaces them.
-            rows: Factors, inputs, targets and weights of the samples (count, ...).
-            outputs: Where their outputs go (count, ...).
-            count: How many.
-
-        Returns:
-            How many were taken, and whether the last of them was passed over since something was
-            not finite; then the loop ends behind it.
+            work: Of each stage.
+            rows: The samples.
+            drain: Apply all gradients that are then in flight.
+            threads: Give every stage a thread of its own, instead of one to all of them.
 
         Raises:
-            RuntimeError: A kernel raised.
+            RaisedError: A stage raised.
         """
+
+    def close(self) -> None:
+        """Release what it has."""
 
 
 class Single:
-    """Code that learns one sample, called again and again.
+    """Code that learns one sample of a single stage, called again and again.
 
     Args:
         run: The code.
@@ -53,19 +102,22 @@ class Single:
     def __init__(self, run: Run, layout: Layout) -> None:
         self._run, self._layout = run, layout
 
-    def learn(
-        self, held: list[Tensor], rows: Sequence[Tensor], outputs: Sequence[Tensor], count: int
-    ) -> tuple[int, bool]:
+    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
         """Learn samples in a row; see :class:`Routine`."""
-        layout = self._layout
-        factors, *others = rows
-        num_plain = layout.inputs + layout.targets
-        for index in range(count):
-            samples = [tensor[index : index + 1] for tensor in others[:num_plain]]
-            weights = [tensor[index] for tensor in others[num_plain:]]
-            *found, total = self._run([*held, factors[index], *samples, *weights])
-            for place, tensor in zip(outputs, found, strict=True):
+        (own,) = work
+        plain, weights = rows.labels[: self._layout.others], rows.labels[self._layout.others :]
+        steps, made = [], 0
+        for index in range(rows.count):
+            steps.append(made)
+            samples = [tensor[index : index + 1] for tensor in (*rows.inputs, *plain)]
+            factors = own.factors[made if len(own.factors) > 1 else 0]
+            *found, total = self._run(
+                [*own.learn, factors, *samples, *(tensor[index] for tensor in weights)]
+            )
+            for place, tensor in zip(rows.outputs, found, strict=True):
                 place[index] = tensor[0]
-            if layout.is_checked and not math.isfinite(total):
-                return index + 1, True
-        return count, False
+            made += not self._layout.is_checked or math.isfinite(total)
+        return Done(steps, [made], [rows.count - made])
+
+    def close(self) -> None:
+        """Release nothing."""

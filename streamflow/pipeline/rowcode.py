@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-_ROWS = 4
-
 ROW_CODE = """
 namespace rows {
 template <typename T> using Vec = at::vec::Vectorized<T>;
@@ -52,7 +50,7 @@ static inline void along(const F& f) {
 // Calls f(first row, count) for all rows, some at a time.
 template <long ROWS, typename F>
 static inline void in_blocks(const F& f) {
-    constexpr long COUNT = 4;
+    constexpr long COUNT = 8;
     long o = 0;
     for (; o + COUNT <= ROWS; o += COUNT) f(o, std::integral_constant<long, COUNT>());
     for (; o < ROWS; ++o) f(o, std::integral_constant<long, 1>());
@@ -68,6 +66,13 @@ template <typename T, long N>
 static inline void store(T* p, const Vec<T>& value) {
     if constexpr (N == Vec<T>::size()) value.store(p);
     else value.store(p, N);
+}
+
+// The first elements; what a formula made of those behind a row's end may be anything.
+template <typename T, long N>
+static inline Vec<T> only(const Vec<T>& value) {
+    if constexpr (N == Vec<T>::size()) return value;
+    else return Vec<T>::set(Vec<T>(0), value, N);
 }
 
 template <typename T, long ROWS, long COLUMNS>
@@ -105,28 +110,33 @@ static inline void check(const T* d, const T* x, T* found) {
 """
 
 _FORM = """
-template <bool has_below>
-static inline void {name}({held}, const {kind}* p_d, const {kind}* p_x{scalars}, {kind}* y) {{
+// Updates a matrix; multiplies it by the next x on the way, if there is one.
+template <bool has_product>
+static inline void {name}({held}, const {kind}* p_d, const {kind}* p_x{scalars},
+                          const {kind}* p_next, {kind}* y) {{
     using T = {kind};
     using V = rows::Vec<T>;
     constexpr long COLUMNS = {columns};
     {read}
-    if constexpr (has_below) std::fill(y, y + COLUMNS, T(0));
     rows::in_blocks<{all_rows}>([&](long o, auto count) {{
+        V sums[count];
+        for (long r = 0; r < count; ++r) sums[r] = V(0);
         rows::along<T, COLUMNS>([&](long i, auto n) {{
             const V x = rows::load<T, n>(p_x + i);
-            V sum(0);
-            if constexpr (has_below) sum = rows::load<T, n>(y + i);
+            V next(0);
+            if constexpr (has_product) next = rows::load<T, n>(p_next + i);
             for (long r = 0; r < count; ++r) {{
                 const long at = (o + r) * COLUMNS + i;
-                const V d(p_d[o + r]), g = d * x;
+                const V g = V(p_d[o + r]) * x;
                 {load}
-                if constexpr (has_below) sum = at::vec::fmadd(w, d, sum);
                 {code}
                 {store}
+                if constexpr (has_product)
+                    sums[r] = at::vec::fmadd(rows::only<T, n>(w), next, sums[r]);
             }}
-            if constexpr (has_below) rows::store<T, n>(y + i, sum);
         }});
+        if constexpr (has_product)
+            for (long r = 0; r < count; ++r) y[o + r] = rows::sum<T>(sums[r]);
     }});
 }}
 """
@@ -135,7 +145,7 @@ static inline void {name}({held}, const {kind}* p_d, const {kind}* p_x{scalars},
 def update_code(
     name: str, kind: str, shape: Sequence[int], num_states: int, num_scalars: int, code: str
 ) -> str:
-    """Return a function that updates a matrix and multiplies by its transpose on the way.
+    """Return a function that updates a matrix, and may multiply by it on the way.
 
     Args:
         name: Of the function.

@@ -1,16 +1,19 @@
 """Weight matrices at batch 1, a row at a time: what a compiler of loops does not find by itself.
 
-At batch 1 the gradient of a weight matrix is an outer product of ``delta`` and ``x``. Gradient,
-update and the product with the transposed weights would be passes over memory of their own. Here
-they are one: a row is read, adds its part to ``below``, and is written back updated, by whatever
-formula the optimizer has, with the state that it keeps.
+At batch 1 the gradient of a weight matrix is an outer product of ``delta`` and ``x``. The product
+with the weights, that with the transposed weights, gradient and update would be passes over memory
+of their own. Here they are two, since an update waits until the matrix is read for the next sample:
+a row is read, written back updated, by whatever formula the optimizer has, with the state that it
+keeps, and multiplied by the next ``x``.
 
-    y = W x                     y[o] = W[o, :] · x
     below = Wᵀ delta            below += W[o, :] delta[o]
-    W = update(W, delta xᵀ)     W[o, :] = update(W[o, :], delta[o] x, ...)
 
-:data:`DECOMPOSITIONS` name such products while a sample is recorded, and :func:`fuse` joins those
-of a weight matrix with its update.
+    W = update(W, delta xᵀ)     W[o, :] = update(W[o, :], delta[o] x, ...)
+    y = W next                  y[o] = W[o, :] · next
+
+So an update is made when all of the sample's gradient is known, and found to be finite.
+:data:`DECOMPOSITIONS` name such products while a sample is recorded, and :func:`fuse` replaces the
+update of a weight matrix by the vectors that it waits with.
 """
 
 import operator
@@ -29,7 +32,7 @@ row_product(Tensor weight, Tensor x) -> Tensor
 row_below(Tensor weight, Tensor delta) -> Tensor
 row_outer(Tensor delta, Tensor x) -> Tensor
 row_update(Tensor weight, Tensor delta, Tensor x, Tensor[] states, Tensor[] scalars, \
-Tensor[] products, str code, bool has_below) -> (Tensor, Tensor)"""
+str code) -> Tensor"""
 
 
 def _product(weight: Tensor, x: Tensor) -> Tensor:
@@ -44,8 +47,8 @@ def _outer(delta: Tensor, x: Tensor) -> Tensor:
     return delta.new_empty(delta.shape[1], x.shape[1])
 
 
-def _update(weight: Tensor, delta: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(1, weight.shape[1] if rest[-1] else 0), x.new_empty(())
+def _update(weight: Tensor, delta: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(())
 
 
 # Never run by torch: they stand in a graph until code is written for them.
@@ -125,7 +128,7 @@ class _Other(Exception):  # no error: what is met here is left to the compiler
 def fuse(
     graph: GraphModule, written: Sequence[int], learned: Sequence[Sequence[int]]
 ) -> frozenset[int]:
-    """Join products of weight matrices with their updates.
+    """Replace updates of weight matrices, where all that looks at a matrix are such products.
 
     Args:
         graph: A sample; its first results are the new values of ``written``.
@@ -133,7 +136,7 @@ def fuse(
         learned: For each parameter the arguments that are itself and what is kept of it.
 
     Returns:
-        Arguments that are written by what was joined; their results are the arguments themselves.
+        Arguments that are written by such updates; their results are the arguments themselves.
     """
     given = [node for node in graph.graph.nodes if node.op == "placeholder"]
     (result,) = graph.graph.find_nodes(op="output")
@@ -161,21 +164,13 @@ def _join(graph: GraphModule, matrix: "_Matrix", values: list[Node], result: Nod
     lines += [f"{name} = n{k};" for k, name in enumerate(matrix.places.values())]
     delta, x = matrix.factors()
     checks = matrix.checks()
-    products, belows = matrix.products(delta, result)
+    matrix.check_products(result)
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     _to_the_front(graph, matrix.scalars)
-    last = max((delta, x, *products), key=order.__getitem__)
     weight, *states = matrix.places
-    with graph.graph.inserting_after(last):
-        code = " ".join(lines)
-        update = graph.graph.call_function(
-            UPDATE, (weight, delta, x, states, matrix.scalars, products, code, bool(belows))
-        )
-    with graph.graph.inserting_after(update):
-        check = graph.graph.call_function(operator.getitem, (update, 1))
-        below = graph.graph.call_function(operator.getitem, (update, 0))
-    for node in belows:
-        node.replace_all_uses_with(below)
+    with graph.graph.inserting_after(max((delta, x), key=order.__getitem__)):
+        given = (weight, delta, x, states, matrix.scalars, " ".join(lines))
+        check = graph.graph.call_function(UPDATE, given)
     for node in checks:
         node.replace_all_uses_with(check)
 
@@ -264,30 +259,17 @@ class _Matrix:
             found += sums
         return found
 
-    def products(self, delta: Node, result: Node) -> tuple[list[Node], list[Node]]:
-        """Return the products with the matrix, and with its transpose; nothing else may use it."""
-        products: list[Node] = []
-        belows: list[Node] = []
+    def check_products(self, result: Node) -> None:
+        """See that nothing uses the matrix but products, and nothing else what is kept of it."""
         weight, *states = self.nodes
-        for user in _users(weight):
-            if user.target is PRODUCT and _is(user.args[0], weight):
-                products.append(user)
-            elif self._is_below(user, delta):
-                belows.append(user)
-            elif user not in self.inside and user is not result:
+        for user in list(_users(weight)):
+            if user.target is OUTER and _is_row(weight) and _is(user.args[1], weight):
+                user.target, user.args = BELOW, (weight, user.args[0])
+            is_product = user.target in (PRODUCT, BELOW) and _is(user.args[0], weight)
+            if not is_product and user not in self.inside and user is not result:
                 raise _Other
-        others = {user for state in states for user in _users(state)} - self.inside - {result}
-        if others or not products:
+        if {user for state in states for user in _users(state)} - self.inside - {result}:
             raise _Other
-        return products, belows
-
-    def _is_below(self, user: Node, delta: Node) -> bool:
-        """Say whether this is the product with the transpose; one row's is an outer product."""
-        weight = self.nodes[0]
-        if user.target is BELOW:
-            return _is(user.args[0], weight) and _is_vector(user.args[1], delta)
-        is_outer = user.target is OUTER and weight.meta["val"].shape[0] == 1
-        return is_outer and _is(user.args[1], weight) and _is_vector(user.args[0], delta)
 
 
 def _shown(node: Node) -> tuple[Node, bool]:
@@ -305,8 +287,8 @@ def _is(node: Any, wanted: Node) -> bool:
     return _shown(node) == (wanted, False)
 
 
-def _is_vector(node: Any, wanted: Node) -> bool:
-    return _shown(node)[0] is _shown(wanted)[0]
+def _is_row(node: Node) -> bool:
+    return bool(node.meta["val"].shape[0] == 1)
 
 
 def _users(node: Node) -> Iterator[Node]:

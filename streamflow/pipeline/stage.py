@@ -132,12 +132,28 @@ class Stage:
     def __repr__(self) -> str:
         return f"<Stage {self.index} ({self.name}): {self.updates.made} updates>"
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether it is the last stage of a pipeline that learns."""
+        return self._loss is not None
+
     def replace(self, module: nn.Module, whole: nn.Module) -> None:
         """Take another cut of the same layers; nothing may be in flight."""
         self.module = module
         self.buffers = Buffers(module)
         self.states.bind(module, whole)
         self._newest = None
+
+    def resume(self, held: Sequence[Held]) -> None:
+        """Go on behind something else that ran samples, of which these are in flight."""
+        self.buffers.forget()
+        self._version += 1
+        self._newest = held[-1] if held else None
+
+    def recalled(self, sample: Sample, values: tuple[Any, ...], buffers: dict[str, Tensor]) -> Held:
+        """Return a sample in flight that something else forwarded; buffers as it wrote them."""
+        own = {**self.buffers.clone(), **buffers}
+        return Held(sample, values, buffers=own, random=self.randomness.state)
 
     def forward(self, sample: Sample, values: tuple[Any, ...]) -> tuple[Any, Held]:
         """Run the stage on a new sample; return detached outputs and what backward needs."""

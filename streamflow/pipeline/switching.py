@@ -6,33 +6,29 @@ writes; it takes over if its results are the same and it is faster.
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from streamflow.pipeline import inductor, trees
+from streamflow.pipeline import trees
 from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.assembly import Assembly
-from streamflow.pipeline.attributes import Attributes
-from streamflow.pipeline.compiled import CompiledStage
-from streamflow.pipeline.compiler import Compiler
+from streamflow.pipeline.holding import Unsupported
+from streamflow.pipeline.kinds import Kind, inputs_key, key_of, kind_of, tensors_of
+from streamflow.pipeline.native import RaisedError
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.recording import Unsupported, record
-from streamflow.pipeline.stage import Stage
+from streamflow.pipeline.pace import Pace
+from streamflow.pipeline.states import Key
 
 logger = logging.getLogger("streamflow")
 
 Chunk = tuple[Any, list[int]]
 """Outputs of some samples, joined, and the updates that stage 0 had made before each."""
-
-Eager = Callable[[int, int], Chunk]
-"""Learns samples of a batch from one to another."""
 
 EAGER_SO_FAR = "eager so far"
 """While nothing is compiled, and nothing speaks against it."""
@@ -40,68 +36,112 @@ EAGER_SO_FAR = "eager so far"
 MOST = 256
 """Samples of a call, at most: what is pressed for time waits for one."""
 
-# Eager learning before code is looked for, and before it is made: who stops before has lost
-# nothing, and who stops soon afterwards not much.
-_EAGER_SECONDS = 1.0
-_COMPILE_SECONDS = 10.0
 _EAGER_SAMPLES = 64
 _MOST_KINDS = 4
 _TRIALS = 3
 _TRIED = 10
-# Parameters of a network whose loops are shared by threads.
-_LARGE = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds of eager learning before code is looked for, and before it is made.
+
+    Who stops before has lost nothing, and who stops soon afterwards not much.
+    """
+
+    record: float = 1.0
+    compile: float = 10.0
+
+
+AT_ONCE = Patience(0.0, 0.0)
+ONLY_FOUND = Patience(0.0, math.inf)
+
+
+class Eager(Protocol):
+    """The eager stages, as a batch meets them."""
+
+    def learn(self, first: int, stop: int) -> Chunk:
+        """Learn samples of the batch from one to another."""
+
+    def settle(self) -> None:
+        """Wait until the stages are at rest."""
 
 
 @dataclass(slots=True)
-class _Kind:
-    """Samples of one shape and dtype, for which there is code, or will be.
+class _Call:
+    """A batch on its way.
 
     Attributes:
-        attributes: Of the network, as the code was made for them.
-        is_tried: Whether the code gives the same and is faster.
-        failures: How often it gave something else.
-        is_prepared: Whether nothing else was at the stage since the last call.
+        tensors: Of inputs, targets and weights.
+        eager: The eager stages.
+        number: Samples that entered before.
     """
 
-    compiled: CompiledStage
-    compiler: Compiler
-    attributes: Attributes
-    is_tried: bool = False
-    failures: int = 0
-    is_prepared: bool = False
+    batch: Batch
+    tensors: list[Tensor]
+    eager: Eager
+    number: int
 
 
 class Switch:
-    """Leads samples to compiled code or to the eager stage.
+    """Leads samples to compiled code or to the eager stages.
 
     Attributes:
         reason: Why nothing is compiled, or no more; empty while it is or may be.
+
+    Args:
+        assembly: The eager stages.
+        options: What the caller asked for.
+        patience: When code is looked for and made; None for what the options say.
+        warns: Whether a warning says why learning stays eager.
     """
 
-    def __init__(self, stage: Stage, options: Options) -> None:
-        self._stage = stage
+    def __init__(
+        self,
+        assembly: Assembly,
+        options: Options,
+        patience: Patience | None = None,
+        *,
+        warns: bool = True,
+    ) -> None:
+        self._warns = warns
         self._options = options
-        self._kinds: dict[Any, _Kind] = {}
+        self._patience = patience or (AT_ONCE if options.compile is True else Patience())
+        self._look_at(assembly)
+        self._kinds: dict[Any, Kind] = {}
+        self._flying: Kind | None = None
+        self._pace = Pace(len(assembly.stages))
         self._num_begun = 0
         self._eager_seconds = 0.0
         self.reason = ""
         if options.accumulate > 1:
             self._refuse("gradients are accumulated")
 
-    def process(self, batch: Batch, eager: Eager) -> Chunk:
-        """Predict samples in order and learn from each; ``eager`` does some the other way."""
-        tensors = _tensors(batch)
+    @property
+    def is_flying(self) -> bool:
+        """Whether compiled code has samples in flight."""
+        return self._flying is not None
+
+    def process(self, batch: Batch, eager: Eager, number: int) -> Chunk:
+        """Predict samples in order and learn from each, some of them eagerly.
+
+        Args:
+            batch: One sample or more.
+            eager: The other way.
+            number: Samples that entered before.
+        """
+        call = _Call(batch, tensors_of(batch), eager, number)
         parts: list[Any] = []
         steps: list[int] = []
-        kind = self._kind(batch, tensors)
+        kind = self._kind(call, 0)
         if kind is not None:
             kind.is_prepared = False
         while len(steps) < len(batch):
-            outputs, numbers = self._advance(batch, tensors, len(steps), kind, eager)
+            outputs, numbers = self._advance(call, len(steps), kind)
             parts.append(outputs)
             steps += numbers
             if kind is None or self.reason or not kind.is_tried:
-                kind = self._kind(batch, tensors)
+                kind = self._kind(call, len(steps))
         return (parts[0] if len(parts) == 1 else trees.stack_samples(parts)), steps
 
     @property
@@ -109,66 +149,138 @@ class Switch:
         """Say how samples are learned now."""
         if self.reason:
             return f"eager: {self.reason}"
-        routines = [kind.compiled.routine for kind in self._kinds.values() if kind.is_tried]
+        routines = [kind.line.routine for kind in self._kinds.values() if kind.is_tried]
         if routines and routines[-1] is not None:
-            return f"compiled, {routines[-1].takes} a call"
+            how = f"compiled, {routines[-1].takes} a call"
+            return how if self._is_one else f"{how}, {'threads' if self._threads else 'inline'}"
         is_busy = any(kind.compiler.is_busy for kind in self._kinds.values())
         return "eager while it compiles" if is_busy else EAGER_SO_FAR
 
+    def drain(self, number: int) -> None:
+        """Apply every gradient in flight, or hand it over; ``number`` samples entered."""
+        if self._flying is None:
+            return
+        try:
+            self._flying.line.prepare()
+            self._flying.line.drain(threads=self._threads)
+        except Unsupported as error:
+            self.hand_over(number)
+            self._refuse(str(error))
+        else:
+            self._land()
+
+    def hand_over(self, number: int) -> None:
+        """Give the eager stages what compiled code has in flight; ``number`` samples entered."""
+        if self._flying is not None:
+            self._flying.line.hand_over(self._workers, number)
+            self._land()
+
+    def follow(self, assembly: Assembly) -> None:
+        """Go on with stages that were cut again."""
+        self.close()
+        self._kinds.clear()
+        self._look_at(assembly)
+
+    def _look_at(self, assembly: Assembly) -> None:
+        self._stages, self._workers = assembly.stages, assembly.executor.workers
+        self._states = [stage.states for stage in self._stages if stage.states]
+        self._is_one = len(self._stages) == 1
+        self._may_be_busy = assembly.executor.name != "inline" or not self._is_one
+
     def close(self) -> None:
         """End what is under way."""
+        self._flying = None
         for kind in self._kinds.values():
-            kind.compiler.close()
+            kind.close()
 
-    def _advance(
-        self, batch: Batch, tensors: list[Tensor], first: int, kind: _Kind | None, eager: Eager
-    ) -> Chunk:
-        count = run_length(batch, first)
-        if kind is None or kind.compiled.routine is None or not count:
-            at_once = 1 if count and self._options.compile is True else _EAGER_SAMPLES
-            return self._eagerly(first, min(first + at_once, len(batch)), eager)
+    def _land(self) -> None:
+        self._flying = None
+        self._release()
+
+    @property
+    def _threads(self) -> bool:
+        if self._options.executor == "auto":
+            return self._pace.threads
+        return self._options.executor == "threads"
+
+    def _advance(self, call: _Call, first: int, kind: Kind | None) -> Chunk:
+        batch, tensors = call.batch, call.tensors
+        count = run_length(batch, first, takes_all=not self._is_one)
+        if kind is None or not kind.is_ready or not count:
+            at_once = 1 if count and not self._patience.compile else _EAGER_SAMPLES
+            return self._eagerly(call, first, min(first + at_once, len(batch)))
         if not kind.is_tried:
             count = min(count, _TRIED)
         is_whole = count == len(batch)
         rows = tensors if is_whole else [tensor[first : first + count] for tensor in tensors]
         samples = [tensor.contiguous() for tensor in rows]
-        if self._stage.states:
-            self._stage.states.enter(batch.keys[first])
-            kind.is_prepared = False
+        is_learned = batch.is_learned[first : first + count]
+        if self._flying is not None and kind is not self._flying:
+            self.hand_over(call.number + first)
         try:
-            if not kind.is_prepared:
-                kind.compiled.prepare()
-                kind.is_prepared = True
             if not kind.is_tried:
-                return self._try(kind, samples, count, first, eager)
-            found = self._learn(kind, samples, count)
+                return self._try(kind, call, samples, is_learned, first)
+            self._enter(kind, batch.keys[first])
+            if self._may_be_busy:
+                self._begin_flight(kind, call.eager)
+            found = self._learn(kind, samples, is_learned)
         except Unsupported as error:
             self._refuse(str(error))
-            return self._eagerly(first, first + count, eager)
-        if self._stage.states:
-            self._stage.states.leave(batch.keys[first])
+            return self._eagerly(call, first, first + count)
+        except RaisedError as error:
+            error.number += first
+            raise
+        self._leave(batch.keys[first])
         return found
 
-    def _learn(self, kind: _Kind, samples: list[Tensor], count: int) -> Chunk:
-        made = self._stage.updates.made
-        outputs, done = kind.compiled.learn(samples, count)
-        structure = kind.compiled.recording.structure
-        tree = outputs[0] if structure.is_leaf() else pytree.tree_unflatten(outputs, structure)
-        return tree, list(range(made, made + done))
+    def _enter(self, kind: Kind, key: Key) -> None:
+        """Have the recurrent states of a stream in the buffers, and the code ready for them."""
+        for states in self._states:
+            states.enter(key)
+            kind.is_prepared = False
+        if not kind.is_prepared:
+            kind.line.prepare()
+            kind.is_prepared = True
+
+    def _leave(self, key: Key) -> None:
+        for states in self._states:
+            states.leave(key)
+
+    def _begin_flight(self, kind: Kind, eager: Eager) -> None:
+        if self._flying is None:
+            eager.settle()
+            kind.line.take_over(self._workers)
+            self._flying = None if self._is_one else kind
+
+    def _learn(self, kind: Kind, samples: list[Tensor], is_learned: list[bool]) -> Chunk:
+        if self._is_one or self._options.executor != "auto":
+            return kind.line.learn(samples, is_learned, threads=self._threads)
+        threads = self._pace.choose(len(is_learned))
+        start = time.perf_counter()
+        found = kind.line.learn(samples, is_learned, threads=threads)
+        self._pace.note(len(is_learned), time.perf_counter() - start, threads=threads)
+        return found
 
     def _try(
-        self, kind: _Kind, samples: list[Tensor], count: int, first: int, eager: Eager
+        self,
+        kind: Kind,
+        call: _Call,
+        samples: list[Tensor],
+        is_learned: list[bool],
+        first: int,
     ) -> Chunk:
         """Learn eagerly, and see whether compiled code would have done the same, but faster."""
-        one_by_one, _ = kind.compiled.rehearse(samples, count, 1)
-        together, seconds = kind.compiled.rehearse(samples, count, count)
+        call.eager.settle()
+        self._enter(kind, call.batch.keys[first])
+        found, seconds = kind.line.rehearse(samples, is_learned, self._workers)
         start = time.perf_counter()
-        chunk = self._eagerly(first, first + count, eager)
+        chunk = self._eagerly(call, first, first + len(is_learned))
+        call.eager.settle()
         eager_seconds = time.perf_counter() - start
-        if one_by_one is None or together is None:
+        if found is None:
             return chunk
-        wanted = [*trees.tensors(chunk[0]), *kind.compiled.written()]
-        if not all(map(_is_close, one_by_one + together, wanted + wanted)):
+        wanted = [*trees.tensors(chunk[0]), *kind.line.written()]
+        if not all(map(_is_close, found, wanted)):
             kind.failures += 1
             if kind.failures == _TRIALS:
                 self._refuse("compiled code gives other results")
@@ -178,94 +290,81 @@ class Switch:
             self._refuse("compiled code is not faster")
         return chunk
 
-    def _eagerly(self, first: int, stop: int, eager: Eager) -> Chunk:
+    def _eagerly(self, call: _Call, first: int, stop: int) -> Chunk:
+        self.hand_over(call.number + first)
         start = time.perf_counter()
-        chunk = eager(first, stop)
+        chunk = call.eager.learn(first, stop)
         self._eager_seconds += time.perf_counter() - start
-        for kind in self._kinds.values():
-            kind.compiled.release()
-            kind.is_prepared = False
+        self._release()
         return chunk
 
-    def _kind(self, batch: Batch, tensors: list[Tensor]) -> _Kind | None:
+    def _release(self) -> None:
+        for kind in self._kinds.values():
+            kind.line.release()
+            kind.is_prepared = False
+
+    def _kind(self, call: _Call, first: int) -> Kind | None:
         """Return what is known of such samples; begin to compile where that is due."""
         if self.reason:
             return None
-        key = _key(batch, tensors)
-        kind = self._kinds.get(key)
         try:
-            return self._current(batch, key, kind)
+            return self._current(call, first)
+        except Unsupported as error:
+            self._refuse(str(error))
+            return None
         except Exception as error:  # whatever keeps code from being made keeps nobody from learning
             self._refuse(f"{type(error).__name__}: {error}")
             return None
 
-    def _current(self, batch: Batch, key: Any, kind: _Kind | None) -> _Kind | None:
+    def _current(self, call: _Call, first: int) -> Kind | None:
+        batch = call.batch
+        key = key_of(batch, call.tensors)
+        kind = self._kinds.get(key)
+        flying = self._flying
+        is_quiet = True not in batch.is_learned
+        if is_quiet and flying is not None and flying.inputs == inputs_key(batch):
+            kind = flying  # labels and weights do not matter
         if kind is not None and not kind.attributes.are_the_same():
-            kind.compiler.close()
-            del self._kinds[key]
+            self.hand_over(call.number + first)
+            kind.close()
+            self._kinds = {k: other for k, other in self._kinds.items() if other is not kind}
             kind = None
-        if kind is None and self._is_due and any(batch.is_learned):
-            kind = self._begin(batch)
-            if kind is not None:
-                self._kinds[key] = kind
+        if kind is None and self._is_due and not is_quiet:
+            call.eager.settle()  # while something is recorded, no thread may use torch
+            kind = self._kinds[key] = self._begin(batch)
         return None if kind is None else self._settled(kind)
 
     @property
     def _is_due(self) -> bool:
         # The optimizer makes its own state at its first step.
-        if not self._stage.updates.made:
+        if not all(stage.updates.made for stage in self._stages):
             return False
-        return self._options.compile is True or self._eager_seconds >= _EAGER_SECONDS
+        return self._eager_seconds >= self._patience.record
 
-    def _begin(self, batch: Batch) -> _Kind | None:
+    def _begin(self, batch: Batch) -> Kind:
         self._num_begun += 1
         if self._num_begun > _MOST_KINDS:
-            self._refuse("samples or attributes of modules are of too many kinds")
-            return None
-        loss = self._options.loss
-        parts = [self._stage.module, *([loss] if isinstance(loss, nn.Module) else [])]
-        try:
-            if self._stage.randomness.is_used:
-                msg = "the network draws random numbers"
-                raise Unsupported(msg)
-            attributes = Attributes(*parts)
-            recording = record(
-                self._stage,
-                _first(batch.inputs),
-                _first(batch.targets),
-                None if batch.weights is None else batch.weights[0],
-                self._options.clip_norm,
-            )
-        except Unsupported as error:
-            self._refuse(str(error))
-            return None
-        compiled = CompiledStage(self._stage, recording)
-        return _Kind(compiled, Compiler(recording, _num_threads(self._stage)), attributes)
+            msg = "samples or attributes of modules are of too many kinds"
+            raise Unsupported(msg)
+        return kind_of(self._stages, batch, self._options)
 
-    def _settled(self, kind: _Kind) -> _Kind:
+    def _settled(self, kind: Kind) -> Kind:
         """Load code that has become ready, or have it made where that is due."""
-        if kind.compiled.routine is None:
-            kind.compiled.routine = kind.compiler.find()
-        waits = self._options.compile is True
-        is_due = waits or self._eager_seconds >= _COMPILE_SECONDS
-        if kind.compiled.routine is not None or not is_due or kind.compiler.is_busy:
-            return kind
-        if inductor.find_compiler() is None:
-            kind.compiler.failure = "no C++ compiler; apt install g++"
-        if not kind.compiler.failure:
-            kind.compiler.start(is_urgent=waits)
-            if waits:
-                kind.compiler.wait()
-                kind.compiled.routine = kind.compiler.find()
-        if kind.compiler.failure:
-            self._refuse(kind.compiler.failure)
+        if not kind.is_ready:
+            kind.load(self._options)
+        is_due = self._eager_seconds >= self._patience.compile
+        if not kind.is_ready and is_due and not kind.compiler.is_busy:
+            kind.make(self._options, waits=self._options.compile is True)
+            if kind.compiler.failure:
+                self._refuse(kind.compiler.failure)
         return kind
 
     def _refuse(self, why: str) -> None:
         if self.reason:
             return
         self.reason = why.strip().splitlines()[0]
-        logger.warning("%s learns eagerly: %s", self._stage.name, self.reason)
+        level = logging.WARNING if self._warns else logging.DEBUG
+        logger.log(level, "%s learns eagerly: %s", self._stages[0].name, self.reason)
 
 
 def why_eager(assembly: Assembly, options: Options) -> str:
@@ -274,46 +373,25 @@ def why_eager(assembly: Assembly, options: Options) -> str:
         return "compile is False"
     if options.loss is None:
         return "nothing is learned"
-    if len(assembly.stages) > 1 or assembly.executor.name != "inline":
-        return "only a single stage in the caller's thread is compiled"
-    device = assembly.stages[0].lane.device
-    return f"its device is {device}" if device.type != "cpu" else ""
+    if options.backward == "stashed" and len(assembly.stages) > 1:
+        return "weights are stashed"
+    if assembly.clips_network:
+        return "gradients are clipped by their norm over all stages"
+    devices = [stage.lane.device for stage in assembly.stages]
+    other = next((device for device in devices if device.type != "cpu"), None)
+    return "" if other is None else f"its device is {other}"
 
 
-def _num_threads(stage: Stage) -> int:
-    """Return how many threads loops may use: sharing small ones costs more than it saves."""
-    size = sum(parameter.numel() for parameter in stage.parameters.values())
-    return torch.get_num_threads() if size >= _LARGE else 1
-
-
-def run_length(batch: Batch, first: int) -> int:
-    """Count the samples from here that are learned, of one stream; as many as a call takes."""
+def run_length(batch: Batch, first: int, *, takes_all: bool = False) -> int:
+    """Count the samples from here that a call takes: of one stream, and learned, or all."""
     stop = min(first + MOST, len(batch))
-    with suppress(ValueError):
-        stop = batch.is_learned.index(False, first, stop)
+    if not takes_all:
+        with suppress(ValueError):
+            stop = batch.is_learned.index(False, first, stop)
     keys = batch.keys[first:stop]
     if keys.count(batch.keys[first]) == len(keys):
         return len(keys)
     return next(place for place, key in enumerate(keys) if key != keys[0])
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    weights = [] if batch.weights is None else [batch.weights]
-    targets = [] if batch.targets is None else trees.tensors(batch.targets)
-    return [*trees.tensors(batch.inputs), *targets, *weights]
-
-
-def _key(batch: Batch, tensors: list[Tensor]) -> Any:
-    structures = [
-        None if isinstance(tree, Tensor | None) else str(trees.flatten(tree)[1])
-        for tree in (batch.inputs, batch.targets)
-    ]
-    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in tensors]
-    return (*structures, batch.targets is None, batch.weights is None, *kinds)
-
-
-def _first(tree: Any) -> Any:
-    return trees.map_tensors(lambda tensor: tensor[:1], tree)
 
 
 def _is_close(found: Tensor, wanted: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from streamflow.pipeline.messages import (
     Output,
     Peek,
     Result,
+    Settle,
+    Settled,
+    Upward,
 )
 from streamflow.pipeline.schedule import Action, Order
 from streamflow.pipeline.stage import Held, Stage
@@ -43,13 +46,13 @@ class Worker:
         self.stage = stage
         self.order = order
         self.down: Callable[[Arrival], None] | None = None
-        self.up: Callable[[Gradient], None] | None = None
+        self.up: Callable[[Upward], None] | None = None
         self.record: Record | None = None
         self._report = report
         self._arrivals: deque[Arrival] = deque()
         self._gradients: deque[Gradient] = deque()
         self._held: deque[Held] = deque()
-        self._is_draining = False
+        self._is_draining = self._is_settling = self._is_behind_settled = False
 
     def __repr__(self) -> str:
         waiting = f"{len(self._arrivals)} arrivals and {len(self._gradients)} gradients waiting"
@@ -64,8 +67,19 @@ class Worker:
         """Take in what a neighbour sent."""
         if isinstance(message, Gradient):
             self._gradients.append(message)
+        elif isinstance(message, Settled):
+            self._is_behind_settled = True
         else:
             self._arrivals.append(message)
+
+    @property
+    def in_flight(self) -> tuple[list[Held], list[Gradient]]:
+        """Samples between forward and backward, oldest first, and gradients that came for them."""
+        return list(self._held), list(self._gradients)
+
+    def replace(self, held: Iterable[Held], gradients: Iterable[Gradient]) -> None:
+        """Have other samples in flight; the worker must be at rest."""
+        self._held, self._gradients = deque(held), deque(gradients)
 
     def advance(self) -> bool:
         """Perform the next action, or return False where it must wait for a message.
@@ -80,6 +94,7 @@ class Worker:
             is_draining=self._is_draining,
         )
         if action is Action.WAIT:
+            self._settle()
             return False
         if self.record is None:
             self._perform(action)
@@ -111,9 +126,21 @@ class Worker:
         elif isinstance(arrival, Peek):
             self._peek(arrival)
         else:
-            self._is_draining = True
+            if isinstance(arrival, Settle):
+                self._is_settling = True
+            else:
+                self._is_draining = True
             if self.down is not None:
                 self.down(arrival)
+
+    def _settle(self) -> None:
+        """Tell that nothing is left to do, where that is asked for and holds behind it."""
+        if not self._is_settling or (self.down is not None and not self._is_behind_settled):
+            return
+        self._is_settling = self._is_behind_settled = False
+        if self.up is not None:
+            self.up(Settled())
+        self._report(Settled())
 
     def _forward(self, arrival: Activation) -> None:
         sample, lane = arrival.sample, self.stage.lane

@@ -14,7 +14,7 @@ from tests.bench.networks import Recurrent
 
 LOOP = Way("loop-1", "loop", is_compiled=False)
 EAGER = Way("eager", "inline", is_compiled=False)
-WAYS = [LOOP, EAGER, Way("threads-1", "threads")]
+WAYS = [LOOP, EAGER, Way("threads-1", "threads", is_compiled=False)]
 COUNTS = (4, 1, 4, 3, 5, 1)
 TAKEN = [*range(4), 4, *range(4), 4, 5, 6, *range(5), 5]
 

@@ -147,7 +147,7 @@ def test_it_is_told_how_models_would_learn(
     unknown = findings["image: learning"]["found"]
     assert unknown.startswith("not known before the first record: expected the shape of image")
     assert {path.name for path in tmp_path.iterdir()} == {"graph.yaml"}
-    assert caplog.records == []
+    assert not [record for record in caplog.records if record.name.startswith("streamflow")]
 
 
 def model(**options: Any) -> Model:

@@ -1,7 +1,22 @@
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from streamflow.pipeline import inductor
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep compiled code together; a folder that is set outside is used again by the next run."""
+    if inductor.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield inductor.cache_folder()
 
 
 @pytest.fixture(autouse=True)

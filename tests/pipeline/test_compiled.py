@@ -1,4 +1,4 @@
-"""Compiled learning from end to end; what is compiled lies in one folder for all of these tests."""
+"""Compiled learning of a single stage from end to end."""
 
 import copy
 import logging
@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from streamflow.errors import StageError
-from streamflow.pipeline import Pipeline, inductor, switching
+from streamflow.pipeline import Pipeline, switching
 from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.states import Key
 from streamflow.pipeline.switching import run_length
@@ -29,25 +28,10 @@ from tests.pipeline.test_any_module import part_of
 from tests.pipeline.test_states import KEYS, recurrent
 from tests.pipeline.test_states import STATE as RECURRENT
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("cache")]
 
 adam = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 sgd = partial(torch.optim.SGD, lr=0.02, momentum=0.5)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep compiled code together; a folder that is set outside is used again by the next run."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield inductor.cache_folder()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def needs_a_compiler() -> None:
-    if inductor.find_compiler() is None:
-        pytest.skip("no C++ compiler")
 
 
 def learner(net: nn.Module, **options: Any) -> Pipeline:
@@ -254,8 +238,7 @@ def test_an_error_inside_compiled_code_breaks_the_pipeline() -> None:
 
 
 def test_it_switches_over_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switching, "_EAGER_SECONDS", 0.0)
-    monkeypatch.setattr(switching, "_COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(switching, "Patience", lambda: switching.AT_ONCE)
     inputs, targets = stream(400, seed=5)
     net, plain = net_and_copy()
     with learner(net, compile="auto") as pipe, learner(plain, compile=False) as wanted:
@@ -280,8 +263,7 @@ def test_nothing_is_compiled_for_a_short_stream() -> None:
 
 def test_closing_ends_what_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(switching, "_EAGER_SECONDS", 0.0)
-    monkeypatch.setattr(switching, "_COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(switching, "Patience", lambda: switching.AT_ONCE)
     inputs, targets = stream(20, seed=5)
     with learner(net_and_copy()[0], compile="auto") as pipe:
         pipe.process(inputs, targets)
@@ -342,7 +324,12 @@ def test_what_is_not_compiled_says_why(caplog: pytest.LogCaptureFixture) -> None
     dropout = nn.Sequential(nn.Linear(3, 3, dtype=torch.float64), nn.Dropout())
     for other, options, why in (
         (net, {"compile": False}, "compile is False"),
-        (net, {"stages": ["1"]}, "only a single stage in the caller's thread is compiled"),
+        (net, {"stages": ["1"], "backward": "stashed"}, "weights are stashed"),
+        (
+            net,
+            {"stages": ["1"], "schedule": "sequential", "clip_norm": 1, "clip_over": "network"},
+            "gradients are clipped by their norm over all stages",
+        ),
         (net, {"accumulate": 2}, "gradients are accumulated"),
         (dropout, {}, "the network draws random numbers"),
     ):

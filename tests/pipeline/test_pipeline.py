@@ -324,7 +324,7 @@ def test_process_reads_in_one_line() -> None:
         process(pipe, inputs, targets, [True] * 5, [], [])
         assert repr(pipe) == (
             "<Pipeline open: 2 stages, 1f1b, own, inline on cpu, 5 samples, updates [5, 5], "
-            "eager: only a single stage in the caller's thread is compiled>"
+            "eager so far>"
         )
 
 

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from streamflow.pipeline.options import Options
 from streamflow.pipeline.plan import Plan
 from streamflow.pipeline.planning import make_plan
 from tests.pipeline.networks import SCHEMES, SGD, WIDTH, chain, stream
+from tests.pipeline.test_any_module import assert_equal
 
 NAMES = ["linear", "tanh", "linear", "scale", "linear"]
 
@@ -270,3 +272,26 @@ def test_a_constant_whose_elements_are_one_can_be_there() -> None:
     net = copy.deepcopy(chain(["linear"] * 2, 0))
     net[0].register_buffer("same", torch.zeros(1).expand(5))
     assert plan(net, stages=2).rate > 0
+
+
+def test_what_is_compiled_is_measured_compiled(cache: Path) -> None:
+    net = chain(["linear", "tanh", "linear"], 0)
+    before = copy.deepcopy(net.state_dict())
+    found = plan(net, stages=["1"], compile=True)
+    assert found.is_compiled
+    assert "compiled; what parts of it cost is estimated from eager learning" in str(found)
+    assert found.rate == max(tried.rate for tried in found.tried if tried.num_stages == 2)
+    assert all(found.busy(stage) <= 1.0 for stage in found.stages)
+    assert_equal(net.state_dict(), before)
+
+
+def test_auto_does_not_leave_one_stage_that_will_be_compiled_for_eager_ones(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is compiled so far
+    net = chain(NAMES, 0)
+    found = plan(net, stages="auto", rate=1e9, compile="auto")
+    assert len(found.stages) == 1
+    assert max(tried.num_stages for tried in found.tried) > 1
+    assert not found.is_compiled
+    assert not list(tmp_path.rglob("*.so"))

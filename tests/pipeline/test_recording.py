@@ -16,9 +16,11 @@ from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.assembly import assemble
 from streamflow.pipeline.compilation import one_sample
 from streamflow.pipeline.compiled import CompiledStage
+from streamflow.pipeline.holding import Unsupported
+from streamflow.pipeline.line import Line
 from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.recording import Recording, Unsupported, record
+from streamflow.pipeline.recording import Recording, record
 from streamflow.pipeline.routines import Routine, Single
 from streamflow.pipeline.states import initial_state
 from tests.pipeline.networks import RunningScale, chain, stream
@@ -35,8 +37,9 @@ Code = Callable[[Recording], Routine]
 
 def recorded(recording: Recording) -> Routine:
     """Return a recording itself as its code."""
-    learn = one_sample(recording.graph, recording.layout)
-    return Single(lambda tensors: learn(*tensors), recording.layout)
+    program = recording.learn
+    learn = one_sample(program.graph, program.layout)
+    return Single(lambda tensors: learn(*tensors), program.layout)
 
 
 class Recorded:
@@ -56,7 +59,7 @@ class Recorded:
             has_state=bool(self.options.state),
             predict=lambda row: self.stage.peek((row,), None),
         )
-        self.compiled: CompiledStage | None = None
+        self.compiled: Line | None = None
 
     def eager(self, inputs: Any, targets: Any, weights: Any = None) -> Any:
         """Learn one sample."""
@@ -67,12 +70,10 @@ class Recorded:
             self.stage.update()
         return trees.map_tensors(torch.Tensor.clone, output)
 
-    def record(
-        self, inputs: Any, targets: Any, weights: Any = None, code: Code = recorded
-    ) -> CompiledStage:
+    def record(self, inputs: Any, targets: Any, weights: Any = None, code: Code = recorded) -> Line:
         weight = None if weights is None else torch.as_tensor(weights)[0]
-        recording = record(self.stage, inputs, targets, weight, self.options.clip_norm)
-        self.compiled = CompiledStage(self.stage, recording)
+        (recording,) = record([self.stage], inputs, targets, weight, self.options.clip_norm)
+        self.compiled = Line([CompiledStage(self.stage, recording)])
         self.compiled.routine = code(recording)
         return self.compiled
 
@@ -85,8 +86,8 @@ class Recorded:
             tensors.append(torch.as_tensor(weights))
         size = len(tensors[0])
         with torch.no_grad():
-            outputs, _ = self.compiled.learn(tensors, size)
-        return torch.utils._pytree.tree_unflatten(outputs, self.compiled.recording.structure)
+            outputs, _ = self.compiled.learn(tensors, [True] * size)
+        return outputs
 
 
 def part(tree: Any, first: int, stop: int) -> Any:
@@ -110,7 +111,7 @@ def compare(
     mine = Recorded(net, **options)
     outputs = [mine.eager(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1))]
     compiled = mine.record(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1), code)
-    assert repr(compiled) == "<CompiledStage: calls of one sample>"
+    assert repr(compiled) == "<Line: 1 stage, one sample a call>"
     for first, stop in ((1, 4), (4, 5), (5, 8)):
         rows = part(inputs, first, stop), part(targets, first, stop), _rows(weights, first, stop)
         outputs.append(mine.learn(*rows))
@@ -207,7 +208,7 @@ def test_a_tensor_of_the_loss_may_change_later() -> None:
 
 @pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan"), 1e200])
-def test_a_sample_that_is_not_finite_is_skipped_and_ends_a_call(optimizer: Any, bad: float) -> None:
+def test_a_sample_that_is_not_finite_is_skipped(optimizer: Any, bad: float) -> None:
     net = chain(["linear", "scale", "linear"], 0)
     plain = copy.deepcopy(net)
     options = {"optimizer": optimizer, "scheduler": partial(ExponentialLR, gamma=0.5)}
@@ -216,9 +217,7 @@ def test_a_sample_that_is_not_finite_is_skipped_and_ends_a_call(optimizer: Any, 
     mine, eager = Recorded(net, **options), Recorded(plain, **options)
     outputs = [mine.eager(inputs[:1], targets[:1])]
     mine.record(inputs[:1], targets[:1])
-    taken = mine.learn(inputs[1:4], targets[1:4])  # as far as the one that is skipped
-    assert len(taken) == 2
-    outputs += [taken[:1], taken[1:], mine.learn(inputs[3:], targets[3:])]
+    outputs += torch.split(mine.learn(inputs[1:], targets[1:]), 1)
     wanted = []
     for n in range(4):
         sample = Sample(n, True, targets[n : n + 1])

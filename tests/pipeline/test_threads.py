@@ -335,3 +335,29 @@ def test_an_exception_in_the_caller_abandons_and_leaves_no_thread() -> None:
     # Whether the second gradient was applied is a race; the third waits for a sample or a drain.
     assert pipe.counters["updates"][0] in (1, 2)
     assert not stage_threads()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "backward", "held", "gradients"),
+    [
+        ("1f1b", "own", [2, 1, 0], [1, 1, 0]),
+        ("lockstep", "newest", [4, 2, 0], [2, 2, 0]),
+        ("sequential", "own", [0, 0, 0], [0, 0, 0]),
+        ("greedy", "own", [0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_stages_that_settled_have_done_all_that_they_can(
+    schedule: str, backward: str, held: list[int], gradients: list[int]
+) -> None:
+    net = chain(["linear", "tanh"] * 3, seed=0)
+    net = nn.Sequential(*[part for layer in net for part in (layer, Delayed())])
+    inputs, targets = stream(20, seed=0)
+    with threaded(net, [4, 8], schedule, backward) as pipe:
+        for first in (0, 1, 10):
+            pipe.process(inputs[first : first + 10], targets[first : first + 10])
+            flow = pipe._flow
+            assert flow is not None
+            flow.settle()
+            in_flight = [worker.in_flight for worker in flow.assembly.executor.workers]
+            assert [len(samples) for samples, _ in in_flight] == held
+            assert [len(waiting) for _, waiting in in_flight] == gradients

@@ -1,0 +1,140 @@
+"""Samples of one kind, and the code for them: recorded, compiled, loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamflow.pipeline import inductor, trees
+from streamflow.pipeline.admission import Batch
+from streamflow.pipeline.attributes import Attributes
+from streamflow.pipeline.compiled import CompiledStage
+from streamflow.pipeline.compiler import Compiler
+from streamflow.pipeline.holding import Unsupported
+from streamflow.pipeline.line import Line
+from streamflow.pipeline.native import STAGE, Native
+from streamflow.pipeline.options import Options
+from streamflow.pipeline.recording import record
+from streamflow.pipeline.routines import Single
+from streamflow.pipeline.schedule import orders
+from streamflow.pipeline.stage import Stage
+
+# Parameters of a network whose loops are shared by threads.
+_LARGE = 2_000_000
+
+
+@dataclass(slots=True)
+class Kind:
+    """Samples of one shape and dtype, for which there is code, or will be.
+
+    Attributes:
+        line: The stages as far as they are compiled.
+        attributes: Of the network, as the code was made for them.
+        inputs: What its samples' inputs are.
+        is_tried: Whether the code gives the same and is faster.
+        failures: How often it gave something else.
+        is_prepared: Whether nothing else was at the stages since the last call.
+    """
+
+    line: Line
+    compiler: Compiler
+    attributes: Attributes
+    inputs: Any
+    is_tried: bool = False
+    failures: int = 0
+    is_prepared: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the code is there."""
+        return self.line.routine is not None
+
+    def load(self, options: Options) -> None:
+        """Load the code of all stages, where it is on disk."""
+        paths = self.compiler.find()
+        if paths is None:
+            return
+        recordings = [stage.recording for stage in self.line.stages]
+        if paths[0].name == STAGE:
+            own_orders = orders(options.schedule, len(recordings))
+            is_newest = options.backward == "newest"
+            self.line.routine = Native(recordings, own_orders, paths, is_newest=is_newest)
+        else:
+            self.line.routine = Single(inductor.load(paths[0]), recordings[0].learn.layout)
+
+    def make(self, options: Options, *, waits: bool) -> None:
+        """Have the code made, which may take a while; ``compiler.failure`` says why it is not."""
+        if inductor.find_compiler() is None:
+            self.compiler.failure = "no C++ compiler; apt install g++"
+        if self.compiler.failure:
+            return
+        self.compiler.start(is_urgent=waits)
+        if waits:
+            self.compiler.wait()
+            self.load(options)
+
+    def close(self) -> None:
+        """End what compiles and what runs."""
+        self.compiler.close()
+        self.line.close()
+
+
+def kind_of(stages: Sequence[Stage], batch: Batch, options: Options) -> Kind:
+    """Record how samples like those of a batch, whose first is looked at, are learned.
+
+    Raises:
+        Unsupported: They cannot be compiled.
+    """
+    if any(stage.randomness.is_used for stage in stages):
+        msg = "the network draws random numbers"
+        raise Unsupported(msg)
+    loss = [options.loss] if isinstance(options.loss, nn.Module) else []
+    attributes = Attributes(*(stage.module for stage in stages), *loss)
+    recordings = record(
+        stages,
+        _first(batch.inputs),
+        _first(batch.targets),
+        None if batch.weights is None else batch.weights[0],
+        options.clip_norm,
+    )
+    pairs = zip(stages, recordings, strict=True)
+    line = Line([CompiledStage(stage, recording) for stage, recording in pairs])
+    compiler = Compiler(recordings, _num_threads(stages))
+    return Kind(line, compiler, attributes, inputs_key(batch))
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Return the tensors of inputs, targets and weights."""
+    weights = [] if batch.weights is None else [batch.weights]
+    targets = [] if batch.targets is None else trees.tensors(batch.targets)
+    return [*trees.tensors(batch.inputs), *targets, *weights]
+
+
+def key_of(batch: Batch, tensors: list[Tensor]) -> Any:
+    """Describe what samples of a batch have in common with others that the same code takes."""
+    structures = [
+        None if isinstance(tree, Tensor | None) else str(trees.flatten(tree)[1])
+        for tree in (batch.inputs, batch.targets)
+    ]
+    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in tensors]
+    return (*structures, batch.targets is None, batch.weights is None, *kinds)
+
+
+def inputs_key(batch: Batch) -> Any:
+    """Describe the inputs alone."""
+    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in trees.tensors(batch.inputs)]
+    return str(trees.flatten(batch.inputs)[1]), kinds
+
+
+def _first(tree: Any) -> Any:
+    return trees.map_tensors(lambda tensor: tensor[:1], tree)
+
+
+def _num_threads(stages: Sequence[Stage]) -> int:
+    """Return how many threads loops may use: sharing small ones costs more than it saves."""
+    if len(stages) > 1:
+        return 1
+    size = sum(parameter.numel() for parameter in stages[0].parameters.values())
+    return torch.get_num_threads() if size >= _LARGE else 1
