@@ -131,15 +131,18 @@ class Model(Operator):
         "own", description="At which input and weights gradients are taken."
     )
     executor: Literal["auto", "inline", "threads"] = Field(
-        "auto", description="What runs the stages."
+        "auto",
+        description="What runs the stages: inline, one thread all of them; threads, one each; "
+        "auto, what is measured to be faster.",
     )
     devices: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="Device of the network (cpu, cuda:0), or a list with one for each stage."
     )
     compile: Literal["auto", True, False] = Field(
         "auto",
-        description="Whether learning is compiled: auto, in the background while it goes on "
-        "eagerly; true, before it goes on; or never, for bitwise equal runs.",
+        description="Whether learning is compiled, in one stage or several: auto, in the "
+        "background while it goes on eagerly; true, before it goes on; or never, for bitwise "
+        "equal runs.",
     )
     clip_norm: float | None = Field(None, gt=0, description="Norm to which gradients are clipped.")
     clip_over: Literal["stage", "network"] = Field(
