@@ -1,10 +1,9 @@
 """What a compiler process does: programs of a stage become code.
 
-Programs that are nothing but kernels of the compiler become C++ that runs without an interpreter
-(:mod:`~streamflow.pipeline.stagecode`). Where a pipeline has a single stage and that calls
-libraries (convolutions, products of matrices), it becomes code of one sample: it takes held,
-constants, factors, inputs, targets and weights, writes into held, and returns outputs and a number
-that is finite where everything was.
+Programs that are nothing but kernels of the compiler become C++ at fixed addresses
+(:mod:`~streamflow.pipeline.stagecode`). Those that call libraries (convolutions, products of
+matrices) become code that takes held, constants and rows as tensors, writes into held, and returns
+outputs, and a number that is finite where everything was.
 
 Run as a program it reads a job from its standard input and writes a line about what came of each
 request to its standard output. It ends when its input does, and with the process that started it.
@@ -27,12 +26,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from streamflow.pipeline import inductor, native, rows
+from streamflow.pipeline import inductor, libraries, native, rows
 from streamflow.pipeline.programs import Layout, Program
 from streamflow.pipeline.stagecode import Shape, stage_code
-
-SINGLE = "code.so"
-"""Where code of one sample lies in its folder."""
 
 _aten = torch.ops.aten
 # The compiler is not asked for kernels where it is known to have none.
@@ -110,11 +106,11 @@ def sketch(program: Program) -> Sketch:
     return Sketch(program.graph, program.layout, [spec_of(t) for t in program.arguments])
 
 
-def one_sample(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
-    """Return the function that learns a sample in place, but for weights if it is not finite."""
+def in_place(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
+    """Return the function that runs a sample in place, but for weights if it is not finite."""
     results = _results(graph, layout)
 
-    def learn(*tensors: Tensor) -> list[Tensor]:
+    def run(*tensors: Tensor) -> list[Tensor]:
         found = results(*tensors)
         total = found[-1]
         for place, index in enumerate(layout.written):
@@ -124,7 +120,7 @@ def one_sample(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]
             tensors[index].copy_(value)
         return found[len(layout.written) :]
 
-    return learn
+    return run
 
 
 def _results(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
@@ -197,12 +193,8 @@ def _write(graph: GraphModule, written: Sequence[int], by_rows: frozenset[int]) 
 
 
 def compile_request(request: Request) -> None:
-    """Compile into the request's folder, which appears as a whole.
-
-    Raises:
-        Unlisted: One of several stages is more than kernels.
-    """
-    native.build_line()
+    """Compile into the request's folder, which appears as a whole."""
+    libraries.build(libraries.LINE)
     folder = request.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
@@ -210,10 +202,11 @@ def compile_request(request: Request) -> None:
         try:
             inductor.build_library(_source(request), made / native.STAGE)
         except Exception:  # it calls libraries, or this version of the compiler writes other code
-            if request.forward is not None:
-                raise
             shutil.rmtree(made, ignore_errors=True)
-            _compile_one(request, made / SINGLE)
+            libraries.build(libraries.LIBRARY)
+            for name, program in ((native.LEARN, request.learn), (native.FORWARD, request.forward)):
+                if program is not None:
+                    _compile_whole(program, made / name, request.num_threads)
         with suppress(OSError):  # somebody else was faster
             made.rename(folder)
     if not folder.exists():
@@ -221,12 +214,13 @@ def compile_request(request: Request) -> None:
         raise OSError(msg)
 
 
-def _compile_one(request: Request, path: Path) -> None:
-    program, arguments = request.learn, request.learn.arguments()
-    function = one_sample(program.graph, program.layout)
+def _compile_whole(program: Sketch, path: Path, num_threads: int) -> None:
+    """Compile a program to code that takes and returns tensors."""
+    arguments = program.arguments()
+    function = in_place(program.graph, program.layout)
     graph = inductor.decompose(function, arguments, rows.DECOMPOSITIONS)
     graph = inductor.decompose(graph, arguments, rows.LOOPS)
-    inductor.build(graph, arguments, path, request.num_threads)
+    inductor.build(graph, arguments, path, num_threads)
 
 
 def main() -> None:
@@ -250,8 +244,6 @@ def main() -> None:
 def _failure_of(request: Request) -> str:
     try:
         compile_request(request)
-    except inductor.Unlisted as reason:
-        return f"several stages are compiled where they need no library, but {reason}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""

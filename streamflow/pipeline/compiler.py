@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from streamflow.pipeline import inductor, native
-from streamflow.pipeline.compilation import SINGLE, Job, Request, sketch
+from streamflow.pipeline import inductor, libraries, native
+from streamflow.pipeline.compilation import Job, Request, sketch
 from streamflow.pipeline.recording import Recording
 
-FORMAT = 7
+FORMAT = 8
 """Counts changes of this package that make older code useless."""
 
 _PROGRAM = "from streamflow.pipeline.compilation import main; main()"
@@ -57,12 +57,11 @@ class Compiler:
         return self._thread is not None and self._thread.is_alive()
 
     def find(self) -> list[Path] | None:
-        """Return where the code is on disk: of stages, or of one sample of a single stage."""
+        """Return where the code of each stage is on disk, or nothing while some is missing."""
         found = [_find(request) for request in self._requests]
-        if native.find_line() is None:
-            return None
         paths = [path for path in found if path is not None]
-        return paths if len(paths) == len(found) else None
+        is_complete = len(paths) == len(found) and libraries.find(libraries.LINE) is not None
+        return paths if is_complete else None
 
     def start(self, *, is_urgent: bool) -> None:
         """Begin to make the code; nothing may be under way.
@@ -142,8 +141,10 @@ def _request(recording: Recording, num_threads: int) -> Request:
 
 
 def _find(request: Request) -> Path | None:
-    paths = (request.folder / name for name in (native.STAGE, SINGLE))
-    return next((path for path in paths if path.exists()), None)
+    stage, learn = (request.folder / name for name in (native.STAGE, native.LEARN))
+    if stage.exists():
+        return stage
+    return learn if learn.exists() and libraries.find(libraries.LIBRARY) is not None else None
 
 
 def _digest(request: Request) -> str:

@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-Run = Callable[[list[Tensor]], list[Tensor]]
-"""Compiled code: takes tensors, writes into some of them, returns others."""
-
 aten = torch.ops.aten
 
 
@@ -184,13 +181,6 @@ def build(graph: GraphModule, arguments: Sequence[Tensor], path: Path, num_threa
         list(arguments),
         config_patches={"aot_inductor.output_path": str(path), **_settings(num_threads)},
     )
-
-
-def load(path: Path) -> Run:
-    """Load a library that :func:`build` made."""
-    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
-    run: Run = runner.run
-    return run
 
 
 def cache_folder() -> Path:

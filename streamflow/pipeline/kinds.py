@@ -14,10 +14,9 @@ from streamflow.pipeline.compiled import CompiledStage
 from streamflow.pipeline.compiler import Compiler
 from streamflow.pipeline.holding import Unsupported
 from streamflow.pipeline.line import Line
-from streamflow.pipeline.native import STAGE, Native
+from streamflow.pipeline.native import Native
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.recording import record
-from streamflow.pipeline.routines import Single
 from streamflow.pipeline.schedule import orders
 from streamflow.pipeline.stage import Stage
 
@@ -57,12 +56,12 @@ class Kind:
         if paths is None:
             return
         recordings = [stage.recording for stage in self.line.stages]
-        if paths[0].name == STAGE:
-            own_orders = orders(options.schedule, len(recordings))
-            is_newest = options.backward == "newest"
-            self.line.routine = Native(recordings, own_orders, paths, is_newest=is_newest)
-        else:
-            self.line.routine = Single(inductor.load(paths[0]), recordings[0].learn.layout)
+        self.line.routine = Native(
+            recordings,
+            orders(options.schedule, len(recordings)),
+            paths,
+            is_newest=options.backward == "newest",
+        )
 
     def make(self, options: Options, *, waits: bool) -> None:
         """Have the code made, which may take a while; ``compiler.failure`` says why it is not."""

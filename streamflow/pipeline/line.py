@@ -37,9 +37,9 @@ class Line:
         self._num_labels = layout.others + layout.weights
 
     def __repr__(self) -> str:
-        takes = self.routine.takes if self.routine else "nothing yet"
+        state = "nothing yet" if self.routine is None else "ready"
         count = len(self.stages)
-        return f"<Line: {count} stage{'s' * (count > 1)}, {takes} a call>"
+        return f"<Line: {count} stage{'s' * (count > 1)}, {state}>"
 
     def prepare(self) -> None:
         """Take in what has changed since the last call; before a run of calls.

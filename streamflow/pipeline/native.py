@@ -1,19 +1,16 @@
 """Compiled stages and what runs them outside the interpreter; ``line.cpp`` says how."""
 
 import ctypes
-import hashlib
 import os
-import tempfile
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from streamflow.pipeline import inductor
-from streamflow.pipeline.programs import Kind
+from streamflow.pipeline import libraries
+from streamflow.pipeline.programs import Kind, Program
 from streamflow.pipeline.recording import Recording
 from streamflow.pipeline.routines import Done, Rows, Work
 from streamflow.pipeline.schedule import Order
@@ -22,9 +19,24 @@ from streamflow.pipeline.stagecode import size_of
 STAGE = "stage.so"
 """Where code of a stage lies in its folder."""
 
-_SOURCE = Path(__file__).with_name("line.cpp")
-_LINE = "line.so"
+LEARN, FORWARD = "learn.so", "forward.so"
+"""Where programs of one lie that calls libraries."""
+
 _ALIGNED = 64
+_MESSAGE = 1000
+# Numbers of torch's own, which have stayed the same since they exist.
+_DTYPES = {
+    torch.uint8: 0,
+    torch.int8: 1,
+    torch.int16: 2,
+    torch.int32: 3,
+    torch.int64: 4,
+    torch.float16: 5,
+    torch.float32: 6,
+    torch.float64: 7,
+    torch.bool: 11,
+    torch.bfloat16: 15,
+}
 
 
 class _Places(ctypes.Structure):
@@ -76,7 +88,7 @@ class _Call(ctypes.Structure):
         ("steps", ctypes.c_void_p),
         ("failed", ctypes.c_long),
         ("number", ctypes.c_long),
-        ("message", ctypes.c_char * 1000),
+        ("message", ctypes.c_char * _MESSAGE),
     )
 
 
@@ -112,6 +124,37 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.is_empty)
+
+
+class _LibraryCode:
+    """A stage that calls libraries.
+
+    Attributes:
+        library: Has its functions.
+        memory: What they take as memory.
+    """
+
+    def __init__(self, recording: Recording, folder: Path) -> None:
+        self.library = _load(libraries.LIBRARY)
+        self.library.library_open.restype = ctypes.c_void_p
+        self.library.library_close.argtypes = (ctypes.c_void_p,)
+        self.library.library_limit.argtypes = (ctypes.c_void_p, ctypes.c_long)
+        message = ctypes.create_string_buffer(_MESSAGE)
+        given: list[object] = []
+        for name, program in ((LEARN, recording.learn), (FORWARD, recording.forward)):
+            path = os.fsencode(folder / name)
+            given += [None, None] if program is None else [path, _numbers(program)]
+        self.memory = self.library.library_open(*given, message, ctypes.c_long(_MESSAGE))
+        if not self.memory:
+            raise RuntimeError(message.value.decode(errors="replace"))
+        self._limit = 0
+        weakref.finalize(self, self.library.library_close, self.memory)
+
+    def limit(self, num_threads: int) -> None:
+        """Let libraries use so many threads; 0 for as many as ever."""
+        if num_threads != self._limit:
+            self._limit = num_threads
+            self.library.library_limit(self.memory, num_threads)
 
 
 class _Bound:
@@ -152,8 +195,6 @@ class Native:
         is_newest: Whether gradients are taken at the newest sample's input.
     """
 
-    takes = "all waiting samples"
-
     def __init__(
         self,
         recordings: Sequence[Recording],
@@ -162,12 +203,11 @@ class Native:
         *,
         is_newest: bool,
     ) -> None:
-        line = find_line()
-        assert line is not None
-        self._line = _load_line(line)
+        self._line = _load_line()
         count = max(order.lag for order in orders) + 2
         self.slots = [Slots(recording, count) for recording in recordings]
         self._alive: list[object] = []
+        self._library_codes: list[_LibraryCode] = []
         options = (_StageOptions * len(recordings))()
         for stage, recording, order, path, slots in zip(
             options, recordings, orders, paths, self.slots, strict=True
@@ -217,6 +257,8 @@ class Native:
             self._steps = (ctypes.c_long * count)()
             call.steps = ctypes.addressof(self._steps)
         call.count, call.is_draining, call.is_learned = count, drain, rows.is_learned
+        for code in self._library_codes:
+            code.limit(max(torch.get_num_threads() // len(self.slots), 1) if threads else 0)
         self._line.line_run(self._handle, self._call_at, threads)
         if call.failed >= 0:
             message = call.message.decode(errors="replace")
@@ -253,16 +295,22 @@ class Native:
         path: Path,
         slots: Slots,
     ) -> None:
-        library = ctypes.CDLL(str(path))
-        library.memory_size.restype = ctypes.c_long
-        memory = torch.zeros(library.memory_size() + _ALIGNED, dtype=torch.uint8)
+        if path.name == STAGE:
+            library = ctypes.CDLL(os.fspath(path))
+            library.memory_size.restype = ctypes.c_long
+            memory = torch.zeros(library.memory_size() + _ALIGNED, dtype=torch.uint8)
+            stage.memory = memory.data_ptr() + -memory.data_ptr() % _ALIGNED
+            self._alive += [library, memory]
+        else:
+            code = _LibraryCode(recording, path.parent)
+            library, stage.memory = code.library, code.memory
+            self._library_codes.append(code)
         written = (ctypes.c_long * len(recording.snapshots))(*recording.snapshots.values())
         places = [_places(part) for part in (slots.inputs, slots.snapshots, slots.gradients)]
-        self._alive += [library, memory, written, *places]
+        self._alive += [written, *places]
         stage.learn, stage.flush = _function(library.learn), _function(library.flush)
         if recording.forward is not None:
             stage.forward = _function(library.forward)
-        stage.memory = memory.data_ptr() + -memory.data_ptr() % _ALIGNED
         stage.lag, stage.is_greedy = order.lag, order.is_greedy
         stage.num_inputs, stage.num_snapshots, stage.num_gradients = map(len, places)
         stage.inputs, stage.snapshots, stage.gradients = map(ctypes.addressof, places)
@@ -270,33 +318,14 @@ class Native:
         stage.is_empty, stage.num_slots = slots.is_empty.data_ptr(), len(slots)
 
 
-def find_line() -> Path | None:
-    """Return the library that runs stages, where it is on disk."""
-    path = _line_path()
-    return path if path.exists() else None
+def _load(name: str) -> ctypes.CDLL:
+    path = libraries.find(name)
+    assert path is not None
+    return ctypes.CDLL(os.fspath(path))
 
 
-def build_line() -> None:
-    """Compile the library that runs stages, unless it is on disk."""
-    path = _line_path()
-    if path.exists():
-        return
-    path.parent.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent.parent) as place:
-        made = Path(place) / "line"
-        inductor.build_library(_SOURCE.read_text(), made / _LINE)
-        with suppress(OSError):  # somebody else was faster
-            made.rename(path.parent)
-
-
-def _line_path() -> Path:
-    parts = (_SOURCE.read_text(), inductor.target())
-    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    return inductor.cache_folder() / digest / _LINE
-
-
-def _load_line(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(os.fspath(path))
+def _load_line() -> ctypes.CDLL:
+    library = _load(libraries.LINE)
     handle, number = ctypes.c_void_p, ctypes.c_long
     library.line_open.restype = handle
     library.line_open.argtypes = (handle, number)
@@ -306,6 +335,16 @@ def _load_line(path: Path) -> ctypes.CDLL:
     for function in (library.line_forwarded, library.line_backwarded):
         function.restype, function.argtypes = number, (handle, number)
     return library
+
+
+def _numbers(program: Program) -> ctypes.Array[ctypes.c_long]:
+    """Describe a program and its arguments."""
+    layout = program.layout
+    held = layout.held + layout.constants
+    numbers = [held, layout.learns, layout.is_checked, len(program.arguments)]
+    for tensor in program.arguments:
+        numbers += [_DTYPES[tensor.dtype], tensor.dim(), *tensor.shape, *tensor.stride()]
+    return (ctypes.c_long * len(numbers))(*numbers)
 
 
 def _function(function: object) -> int | None:

@@ -70,8 +70,6 @@ class Pipeline:
             the compiler. That takes a C++ compiler, all stages on the CPU, SGD, Adam, AdamW,
             RMSprop or Adagrad, a network that draws no random numbers, and no ``accumulate``; with
             several stages neither ``stashed`` nor clipping over the ``network`` either.
-            What calls libraries (convolutions, products of several rows) is compiled in a single
-            stage only.
             Where it cannot be, or is not faster, learning stays eager, and :attr:`learning` and a
             warning say why. Unless it is False, samples that wait and are not learned share one
             forward, where the network is found to treat each row of a batch as if it were alone.

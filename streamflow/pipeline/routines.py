@@ -1,16 +1,10 @@
 """What compiled code looks like to those who call it."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
-
-from streamflow.pipeline.programs import Layout
-
-Run = Callable[[list[Tensor]], list[Tensor]]
-"""Code of one sample: takes tensors, writes into some of them, returns others."""
 
 
 @dataclass(slots=True)
@@ -64,13 +58,7 @@ class Done:
 
 
 class Routine(Protocol):
-    """Compiled code of all stages.
-
-    Attributes:
-        takes: What a call takes, in words.
-    """
-
-    takes: str
+    """Compiled code of all stages."""
 
     def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
         """Run samples in order until every stage is at rest.
@@ -87,37 +75,3 @@ class Routine(Protocol):
 
     def close(self) -> None:
         """Release what it has."""
-
-
-class Single:
-    """Code that learns one sample of a single stage, called again and again.
-
-    Args:
-        run: The code.
-        layout: What it takes and returns.
-    """
-
-    takes = "one sample"
-
-    def __init__(self, run: Run, layout: Layout) -> None:
-        self._run, self._layout = run, layout
-
-    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
-        """Learn samples in a row; see :class:`Routine`."""
-        (own,) = work
-        plain, weights = rows.labels[: self._layout.others], rows.labels[self._layout.others :]
-        steps, made = [], 0
-        for index in range(rows.count):
-            steps.append(made)
-            samples = [tensor[index : index + 1] for tensor in (*rows.inputs, *plain)]
-            factors = own.factors[made if len(own.factors) > 1 else 0]
-            *found, total = self._run(
-                [*own.learn, factors, *samples, *(tensor[index] for tensor in weights)]
-            )
-            for place, tensor in zip(rows.outputs, found, strict=True):
-                place[index] = tensor[0]
-            made += not self._layout.is_checked or math.isfinite(total)
-        return Done(steps, [made], [rows.count - made])
-
-    def close(self) -> None:
-        """Release nothing."""

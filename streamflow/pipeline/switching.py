@@ -149,10 +149,9 @@ class Switch:
         """Say how samples are learned now."""
         if self.reason:
             return f"eager: {self.reason}"
-        routines = [kind.line.routine for kind in self._kinds.values() if kind.is_tried]
-        if routines and routines[-1] is not None:
-            how = f"compiled, {routines[-1].takes} a call"
-            return how if self._is_one else f"{how}, {'threads' if self._threads else 'inline'}"
+        if any(kind.is_tried for kind in self._kinds.values()):
+            where = "" if self._is_one else f", {'threads' if self._threads else 'inline'}"
+            return f"compiled{where}"
         is_busy = any(kind.compiler.is_busy for kind in self._kinds.values())
         return "eager while it compiles" if is_busy else EAGER_SO_FAR
 

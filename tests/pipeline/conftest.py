@@ -10,12 +10,14 @@ from streamflow.pipeline import inductor
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep compiled code together; a folder that is set outside is used again by the next run."""
+    """Keep the compiled code of all test processes together, or where is set outside."""
     if inductor.find_compiler() is None:
         pytest.skip("no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+            root = tmp_path_factory.getbasetemp()
+            root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(root / "compiled"))
         yield inductor.cache_folder()
 
 

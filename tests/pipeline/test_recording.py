@@ -1,7 +1,8 @@
 """Recorded samples, run without a compiler, against the eager pipeline."""
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,14 +15,15 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 from streamflow.pipeline import Pipeline, trees
 from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.assembly import assemble
-from streamflow.pipeline.compilation import one_sample
+from streamflow.pipeline.compilation import in_place
 from streamflow.pipeline.compiled import CompiledStage
 from streamflow.pipeline.holding import Unsupported
 from streamflow.pipeline.line import Line
 from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import Options
+from streamflow.pipeline.programs import Layout
 from streamflow.pipeline.recording import Recording, record
-from streamflow.pipeline.routines import Routine, Single
+from streamflow.pipeline.routines import Done, Routine, Rows, Work
 from streamflow.pipeline.states import initial_state
 from tests.pipeline.networks import RunningScale, chain, stream
 from tests.pipeline.real_networks import CASES
@@ -35,10 +37,42 @@ adam = partial(torch.optim.Adam, lr=0.01, weight_decay=0.1)
 Code = Callable[[Recording], Routine]
 
 
+class Single:
+    """A function that learns one sample of a single stage, called again and again.
+
+    Args:
+        run: The function.
+        layout: What it takes and returns.
+    """
+
+    def __init__(self, run: Callable[[list[Tensor]], list[Tensor]], layout: Layout) -> None:
+        self._run, self._layout = run, layout
+
+    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+        """Learn samples in a row; see :class:`Routine`."""
+        (own,) = work
+        plain, weights = rows.labels[: self._layout.others], rows.labels[self._layout.others :]
+        steps, made = [], 0
+        for index in range(rows.count):
+            steps.append(made)
+            samples = [tensor[index : index + 1] for tensor in (*rows.inputs, *plain)]
+            factors = own.factors[made if len(own.factors) > 1 else 0]
+            *found, total = self._run(
+                [*own.learn, factors, *samples, *(tensor[index] for tensor in weights)]
+            )
+            for place, tensor in zip(rows.outputs, found, strict=True):
+                place[index] = tensor[0]
+            made += not self._layout.is_checked or math.isfinite(total)
+        return Done(steps, [made], [rows.count - made])
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def recorded(recording: Recording) -> Routine:
     """Return a recording itself as its code."""
     program = recording.learn
-    learn = one_sample(program.graph, program.layout)
+    learn = in_place(program.graph, program.layout)
     return Single(lambda tensors: learn(*tensors), program.layout)
 
 
@@ -111,7 +145,7 @@ def compare(
     mine = Recorded(net, **options)
     outputs = [mine.eager(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1))]
     compiled = mine.record(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1), code)
-    assert repr(compiled) == "<Line: 1 stage, one sample a call>"
+    assert repr(compiled) == "<Line: 1 stage, ready>"
     for first, stop in ((1, 4), (4, 5), (5, 8)):
         rows = part(inputs, first, stop), part(targets, first, stop), _rows(weights, first, stop)
         outputs.append(mine.learn(*rows))

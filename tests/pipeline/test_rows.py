@@ -11,9 +11,9 @@ from torch.fx import GraphModule, Interpreter
 from streamflow.pipeline import rows
 from streamflow.pipeline.compilation import joined
 from streamflow.pipeline.recording import Recording
-from streamflow.pipeline.routines import Routine, Single
+from streamflow.pipeline.routines import Routine
 from tests.pipeline.networks import chain, stream
-from tests.pipeline.test_recording import Recorded, compare
+from tests.pipeline.test_recording import Recorded, Single, compare
 
 OPTIMIZERS = {
     "plain": partial(torch.optim.SGD, lr=0.02),
