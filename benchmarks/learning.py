@@ -10,10 +10,10 @@ The eager loop is PyTorch's own with one thread and with two, whichever is faste
 is made for each perceptron, with one thread (-O3 -march=native -ffast-math, update fused into
 backward). The pipeline has one stage or two, these inline or in threads; the ratio takes the best.
 
-Two tables more: how long `process` of one sample takes beside an eager step (50th and 99th
-percentile of a round), and prediction without learning, 256 samples waiting. Where a network has
-one output, River learns the same stream one record at a time, as its users do: without a network,
-which River has none of, but by its linear regression.
+Three tables more: two stages beside one, how long `process` of one sample takes beside an eager
+step (50th and 99th percentile of a round), and prediction without learning, 256 samples waiting.
+Where a network has one output, River learns the same stream one record at a time, as its users do:
+without a network, which River has none of, but by its linear regression.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class Network:
     Attributes:
         widths: Of a perceptron, from its input to its output; none for another network.
         aims: Smallest ratios to the eager loop and to the loop in C++.
+        cut: Where two stages are cut, if not where the plan says. That knows what eager layers
+            cost; for the largest perceptron a second forward is more, as memory is the limit.
     """
 
     make: Callable[[], nn.Module]
@@ -92,6 +94,7 @@ class Network:
     aims: tuple[float, float | None]
     widths: tuple[int, ...] = ()
     state: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
 
 
 def perceptron(*widths: int) -> nn.Module:
@@ -112,15 +115,15 @@ def convolutions() -> nn.Module:
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64 * 4 * 4, 10))
 
 
-def _perceptron(aims: tuple[float, float], *widths: int) -> Network:
-    return Network(partial(perceptron, *widths), widths[:1], widths[-1], aims, widths)
+def _perceptron(aims: tuple[float, float], *widths: int, cut: tuple[str, ...] = ()) -> Network:
+    return Network(partial(perceptron, *widths), widths[:1], widths[-1], aims, widths, cut=cut)
 
 
 NETWORKS = {
     "mlp-16-32-1": _perceptron((40, 0.1), 16, 32, 1),
     "mlp-64x8": _perceptron((14, 0.45), *[64] * 9),
     "mlp-256x8": _perceptron((6, 1.0), *[256] * 9),
-    "mlp-1024x8": _perceptron((3, 0.8), *[1024] * 9),
+    "mlp-1024x8": _perceptron((3, 0.8), *[1024] * 9, cut=("6",)),
     "cnn": Network(convolutions, (3, 32, 32), 10, (1.2, None)),
     "gru-32": Network(Recurrent, (16,), 1, (10, None), state=("h",)),
     "transformer": Network(Encoder, (16, 64), 1, (3, None)),
@@ -188,7 +191,7 @@ def learner(network: Network, stages: int, executor: str) -> tuple[Pipeline, Run
         loss=F.mse_loss,
         optimizer=partial(torch.optim.SGD, lr=RATE),
         state=network.state,
-        stages=stages,
+        stages=network.cut if stages > 1 and network.cut else stages,
         executor=executor,
         compile=True,
     )
@@ -339,11 +342,16 @@ def measure(name: str, network: Network, rounds: int, seconds: float, folder: Pa
     latency = f"| {name} | {' | '.join(figures)} | {ratio} |"
     predicted = [f"{rate:,.0f}" for way, rate in middle.items() if way.startswith("predicts")]
     prediction = f"| {name} | {' | '.join(predicted)} |"
-    return [learning, latency, prediction + (" |" if network.state else "")]
+    alone, *others = (middle.get(way) for way, _, _ in PIPELINES)
+    assert alone is not None
+    figures = [f"{rate:,.0f} | {rate / alone:.2f}" if rate else "|" for rate in others]
+    stages = f"| {name} | {alone:,.0f} | {' | '.join(figures)} |"
+    return [learning, stages, latency, prediction + (" |" if network.state else "")]
 
 
 HEADS = (
     "| network | best eager loop, samples/s | best pipeline | which | ratio | C++ | ratio |",
+    "| network | one stage, samples/s | two inline | ratio | two in threads | ratio |",
     "| network | eager step p50, µs | p99 | `process` of one p50, µs | p99 | ratio of p50 |",
     "| network | predicts one by one, samples/s | process | infer | module(batch) |",
 )
