@@ -217,7 +217,7 @@ class Native:
         self._handle = ctypes.c_void_p(self._line.line_open(options, len(options)))
         if not self._handle:
             raise MemoryError
-        self._close = weakref.finalize(self, self._line.line_close, self._handle)
+        self._close = weakref.finalize(self, _close, self._line, self._handle, os.getpid())
         last = recordings[-1]
         calls = (_StageCall * len(recordings))()
         self._calls = [_Bound(call) for call in calls]
@@ -322,6 +322,11 @@ def _load(name: str) -> ctypes.CDLL:
     path = libraries.find(name)
     assert path is not None
     return ctypes.CDLL(os.fspath(path))
+
+
+def _close(line: ctypes.CDLL, handle: ctypes.c_void_p, pid: int) -> None:
+    if os.getpid() == pid:  # a process that was forked off has none of the threads to wait for
+        line.line_close(handle)
 
 
 def _load_line() -> ctypes.CDLL:
