@@ -271,7 +271,11 @@ class Switch:
         """Learn eagerly, and see whether compiled code would have done the same, but faster."""
         call.eager.settle()
         self._enter(kind, call.batch.keys[first])
-        found, seconds = kind.line.rehearse(samples, is_learned, self._workers)
+        try:
+            found, seconds = kind.line.rehearse(samples, is_learned, self._workers)
+        except RaisedError as error:
+            self._refuse(f"compiled code raises: {error}")
+            found, seconds = None, 0.0
         start = time.perf_counter()
         chunk = self._eagerly(call, first, first + len(is_learned))
         call.eager.settle()

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from streamflow.errors import StageError
 from streamflow.pipeline import Pipeline, switching
 from streamflow.pipeline.admission import Batch
+from streamflow.pipeline.native import Native, RaisedError
 from streamflow.pipeline.states import Key
 from streamflow.pipeline.switching import run_length
 from tests.pipeline.networks import chain, stream
@@ -235,6 +236,20 @@ def test_an_error_inside_compiled_code_breaks_the_pipeline() -> None:
         with pytest.raises(StageError):
             pipe.process(tokens[:1], labels[:1])
     assert not [thread for thread in threading.enumerate() if "compiler" in thread.name]
+
+
+def test_code_that_raises_when_it_is_tried_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        message = "this version of a library takes something else"
+        raise RaisedError(message, 0, 0)
+
+    inputs, targets = stream(30, seed=0)
+    net, plain = net_and_copy()
+    monkeypatch.setattr(Native, "run", run)
+    with learner(net) as pipe, learner(plain, compile=False) as wanted:
+        assert torch.equal(pipe.process(inputs, targets), wanted.process(inputs, targets))
+        why = "compiled code raises: this version of a library takes something else"
+        assert pipe.learning == f"eager: {why}"
 
 
 def test_it_switches_over_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
