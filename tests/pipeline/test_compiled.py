@@ -181,7 +181,9 @@ def test_networks_that_people_build(name: str) -> None:
     with learner(net, **options) as pipe, learner(other, **options, compile=False) as wanted:
         for part in parts:
             assert_close(pipe.process(**part), wanted.process(**part))
-        assert pipe.learning == "compiled"
+        # Torch 2.11 takes the attention of an encoder in float64 for one in float32.
+        is_torn = name == "encoder" and torch.__version__.startswith("2.11")
+        assert pipe.learning.startswith("eager: compiled code raises" if is_torn else "compiled")
     assert_close(net.state_dict(), other.state_dict())
 
 
