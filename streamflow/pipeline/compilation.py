@@ -71,14 +71,12 @@ class Request:
     """What is to be compiled.
 
     Attributes:
-        learn: As the recording of a stage has it.
-        forward: Likewise, None where a single stage learns every sample.
+        programs: Of a stage, as its recording has them.
         folder: Where the code goes.
         num_threads: Threads that the code may use.
     """
 
-    learn: Sketch
-    forward: Sketch | None
+    programs: list[Sketch]
     folder: Path
     num_threads: int
 
@@ -174,8 +172,7 @@ def _source(request: Request) -> str:
     Raises:
         Unlisted: A program is more than kernels.
     """
-    forward = None if request.forward is None else _shape(request.forward)
-    return stage_code(_shape(request.learn), forward, request.num_threads)
+    return stage_code([_shape(program) for program in request.programs], request.num_threads)
 
 
 def _write(graph: GraphModule, written: Sequence[int], by_rows: frozenset[int]) -> None:
@@ -204,9 +201,8 @@ def compile_request(request: Request) -> None:
         except Exception:  # it calls libraries, or this version of the compiler writes other code
             shutil.rmtree(made, ignore_errors=True)
             libraries.build(libraries.LIBRARY)
-            for name, program in ((native.LEARN, request.learn), (native.FORWARD, request.forward)):
-                if program is not None:
-                    _compile_whole(program, made / name, request.num_threads)
+            for name, program in zip(native.NAMES, request.programs, strict=False):
+                _compile_whole(program, made / name, request.num_threads)
         with suppress(OSError):  # somebody else was faster
             made.rename(folder)
     if not folder.exists():

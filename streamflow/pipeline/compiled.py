@@ -108,8 +108,9 @@ class CompiledStage:
     def written(self, held: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Return what code writes, among ``held`` or as it is now."""
         recording = self.recording
-        programs = [recording.learn, *([recording.forward] if recording.forward else [])]
-        indices = sorted({index for program in programs for index in program.layout.written})
+        indices = sorted(
+            {index for program in recording.programs for index in program.layout.written}
+        )
         if held is None:
             return [recording.held[index]().detach() for index in indices]
         return [held[index] for index in indices]
@@ -163,10 +164,9 @@ class CompiledStage:
 
     def _bind(self) -> _Bound:
         recording = self.recording
-        programs = [recording.learn, *([recording.forward] if recording.forward else [])]
         used = {
             tensor.untyped_storage().data_ptr()
-            for program in programs
+            for program in recording.programs
             for tensor in program.constants
         }
         for place, spec in zip(recording.held, self._specs, strict=False):

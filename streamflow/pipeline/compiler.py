@@ -135,25 +135,23 @@ def _process() -> subprocess.Popen[bytes]:
 
 def _request(recording: Recording, num_threads: int) -> Request:
     folder = inductor.cache_folder()
-    forward = None if recording.forward is None else sketch(recording.forward)
-    request = Request(sketch(recording.learn), forward, folder, num_threads)
+    request = Request([sketch(p) for p in recording.programs], folder, num_threads)
     return replace(request, folder=folder / _digest(request))
 
 
 def _find(request: Request) -> Path | None:
-    stage, learn = (request.folder / name for name in (native.STAGE, native.LEARN))
+    stage, learn = (request.folder / name for name in (native.STAGE, native.NAMES[0]))
     if stage.exists():
         return stage
     return learn if learn.exists() and libraries.find(libraries.LIBRARY) is not None else None
 
 
 def _digest(request: Request) -> str:
-    programs = [p for p in (request.learn, request.forward) if p is not None]
     parts = (
         FORMAT,
         inductor.target(),
         sys.version,
         request.num_threads,
-        *((program.layout, program.specs, program.graph.code) for program in programs),
+        *((program.layout, program.specs, program.graph.code) for program in request.programs),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

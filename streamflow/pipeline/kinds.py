@@ -1,6 +1,7 @@
 """Samples of one kind, and the code for them: recorded, compiled, loaded."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from streamflow.pipeline.options import Options
 from streamflow.pipeline.recording import record
 from streamflow.pipeline.schedule import orders
 from streamflow.pipeline.stage import Stage
+
+MOST = 256
+"""Samples of a call, at most: what is pressed for time waits for one."""
 
 # Parameters of a network whose loops are shared by threads.
 _LARGE = 2_000_000
@@ -125,6 +129,18 @@ def inputs_key(batch: Batch) -> Any:
     """Describe the inputs alone."""
     kinds = [(tensor.shape[1:], tensor.dtype) for tensor in trees.tensors(batch.inputs)]
     return str(trees.flatten(batch.inputs)[1]), kinds
+
+
+def run_length(batch: Batch, first: int, *, takes_all: bool = False) -> int:
+    """Count the samples from here that a call takes: of one stream, and learned, or all."""
+    stop = min(first + MOST, len(batch))
+    if not takes_all:
+        with suppress(ValueError):
+            stop = batch.is_learned.index(False, first, stop)
+    keys = batch.keys[first:stop]
+    if keys.count(batch.keys[first]) == len(keys):
+        return len(keys)
+    return next(place for place, key in enumerate(keys) if key != keys[0])
 
 
 def _first(tree: Any) -> Any:

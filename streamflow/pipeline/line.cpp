@@ -88,7 +88,7 @@ struct Call {
     const char* is_learned;
     long* steps;   // out: updates that stage 0 had made in this call before each sample
     long failed;   // out: the stage that raised, or -1
-    long number;   // out: the sample at which it did, counted from the line's beginning
+    long number;   // out: the sample at which it did, counted from the call's first
     char message[LONGEST_MESSAGE];
 };
 
@@ -131,7 +131,10 @@ public:
         submitted_ += call.count;
         since_drain_ += call.count;
         const long last = size() - 1;
-        if (threaded && start_threads()) {
+        if (!last) {
+            run_alone();
+            flush(0);
+        } else if (threaded && start_threads()) {
             busy_.store(last);
             turn_.fetch_add(1);
             for (long s = 0; s < last; ++s) wake(*stages_[s]);
@@ -185,7 +188,6 @@ private:
 
     void run_all() {
         const long last = size() - 1;
-        if (!last && run_alone()) return;
         for (long s = last; s >= 0;) {
             const Action action = next(s);
             if (action == Action::FORWARD || action == Action::BACKWARD) {
@@ -218,12 +220,10 @@ private:
         flush(s);
     }
 
-    // A single stage that learns every sample has nobody to wait for. Says whether it is one.
-    bool run_alone() {
+    // A single stage learns every sample, and has nobody to wait for.
+    void run_alone() {
         auto& stage = *stages_[0];
         auto& own = call_->stages[0];
-        for (long index = 0; index < call_->count; ++index)
-            if (!call_->is_learned[index]) return false;
         std::vector<char*> rows{own.factors.first}, outputs;
         std::vector<Places> places(call_->inputs, call_->inputs + stage.options.num_inputs);
         places.insert(places.end(), call_->labels, call_->labels + call_->num_labels);
@@ -231,30 +231,36 @@ private:
         for (long i = 0; i < call_->num_outputs; ++i) outputs.push_back(call_->outputs[i].first);
         const auto& options = stage.options;
         long number = stage.forwarded;
-        try {
-            for (long index = 0; index < call_->count; ++index, ++number) {
+        guarded(0, Action::FORWARD, [&] {
+            for (long index = 0; index < call_->count; ++index) {
                 call_->steps[index] = own.made;
                 rows[0] = own.factors.at(own.made);
                 if (options.learn(own.learn_held, rows.data(), outputs.data(), options.memory))
                     ++own.made;
                 else
                     ++own.skipped;
+                stage.forwarded.store(++number, std::memory_order_relaxed);
                 for (std::size_t i = 0; i < places.size(); ++i) rows[i + 1] += places[i].size;
                 for (std::size_t i = 0; i < outputs.size(); ++i)
                     outputs[i] += call_->outputs[i].size;
             }
-        } catch (const std::exception& error) {
-            fail(0, Action::FORWARD, error.what());
-        }
-        stage.forwarded = stage.backwarded = number;
-        return true;
+        });
+        stage.backwarded = number;
     }
 
     bool perform(long s, Action action) {
-        try {
+        return guarded(s, action, [&] {
             if (action == Action::BACKWARD) backward(s);
             else if (s + 1 == size()) finish(s);
             else forward(s);
+        });
+    }
+
+    // Says whether nothing was raised.
+    template <typename Work>
+    bool guarded(long s, Action action, const Work& work) {
+        try {
+            work();
             return true;
         } catch (const std::exception& error) {
             fail(s, action, error.what());
@@ -316,14 +322,13 @@ private:
         stage.forwarded.store(number + 1, std::memory_order_release);
     }
 
-    // Forward, backward and update of the last stage.
+    // Forward, backward and update of the last of several stages.
     void finish(long s) {
         auto& stage = *stages_[s];
         auto& own = call_->stages[s];
         const long number = stage.forwarded.load(std::memory_order_relaxed);
         const long index = number - base_;
         const bool is_learned = call_->is_learned[index];
-        if (!s) call_->steps[index] = own.made;
         stage.rows.clear();
         stage.outputs.clear();
         if (is_learned) stage.rows.push_back(own.factors.at(own.made));
@@ -340,7 +345,7 @@ private:
         } else {
             stage.options.forward(own.forward_held, stage.rows.data(), stage.outputs.data(),
                                   stage.options.memory);
-            if (s) mark_empty(s, number, true);
+            mark_empty(s, number, true);
         }
         stage.forwarded.store(number + 1, std::memory_order_relaxed);
         stage.backwarded.store(number + 1, std::memory_order_release);
@@ -353,7 +358,7 @@ private:
         const long number = stage.backwarded.load(std::memory_order_relaxed);
         const long slot = number % options.num_slots;
         if (options.is_empty[slot]) {
-            if (s) mark_empty(s, number, true);
+            mark_empty(s, number, true);
         } else {
             const long newest = stage.forwarded.load(std::memory_order_relaxed) - 1;
             const long source = options.is_newest ? newest : number;
@@ -384,10 +389,11 @@ private:
         auto& own = call_->stages[s];
         if (is_finite) ++own.made;
         else ++own.skipped;
-        if (s) mark_empty(s, number, !is_finite);
+        mark_empty(s, number, !is_finite);
     }
 
     void mark_empty(long s, long number, bool is_empty) {
+        if (!s) return;
         const auto& before = stages_[s - 1]->options;
         before.is_empty[number % before.num_slots] = is_empty;
     }

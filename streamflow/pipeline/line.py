@@ -12,7 +12,6 @@ from streamflow.pipeline import trees
 from streamflow.pipeline.compiled import CompiledStage
 from streamflow.pipeline.holding import Unsupported
 from streamflow.pipeline.messages import Gradient, Sample
-from streamflow.pipeline.native import Native
 from streamflow.pipeline.routines import Done, Routine, Rows, Work
 from streamflow.pipeline.stage import Held
 from streamflow.pipeline.worker import Worker
@@ -79,7 +78,7 @@ class Line:
 
     def drain(self, *, threads: bool = False) -> None:
         """Apply every gradient in flight."""
-        work = [stage.work(max(self._most_held, 1)) for stage in self.stages]
+        work = [stage.work(self._most_held) for stage in self.stages]
         self._run(work, self._rows([], []), drain=True, threads=threads)
 
     def rehearse(
@@ -99,8 +98,7 @@ class Line:
         start = time.perf_counter()
         done = self.routine.run(work, rows, drain=False, threads=False)
         seconds = time.perf_counter() - start
-        if isinstance(self.routine, Native):
-            self.routine.place([0] * len(self.stages))
+        self.routine.place([0] * len(self.stages))
         if any(done.skipped):
             return None, seconds
         written = [
@@ -131,10 +129,7 @@ class Line:
             workers: Of the eager stages.
             number: Samples that have entered the pipeline.
         """
-        for stage in self.stages:
-            stage.stage.buffers.forget()
-        if not isinstance(self.routine, Native) or len(self.stages) == 1:
-            return
+        assert self.routine is not None
         numbers = self.routine.numbers()
         for index, (stage, worker) in enumerate(zip(self.stages, workers, strict=True)):
             held = [self._held(index, n, number - numbers[index].stop + n) for n in numbers[index]]
@@ -152,7 +147,8 @@ class Line:
     @property
     def _most_held(self) -> int:
         """Samples that a stage holds at most when it is at rest."""
-        return len(self.routine.slots[0]) if isinstance(self.routine, Native) else 0
+        assert self.routine is not None
+        return len(self.routine.slots[0])
 
     def _rows(self, samples: Sequence[Tensor], is_learned: Sequence[bool]) -> Rows:
         count = len(is_learned)
@@ -173,8 +169,7 @@ class Line:
 
     def _load(self, workers: Sequence[Worker]) -> None:
         """Copy what workers have in flight."""
-        if not isinstance(self.routine, Native) or len(self.stages) == 1:
-            return
+        assert self.routine is not None
         in_flight = [worker.in_flight for worker in workers]
         counts = [len(held) for held, _ in in_flight]
         self.routine.place(counts)
@@ -199,7 +194,7 @@ class Line:
             raise Unsupported(msg)
 
     def _held(self, index: int, n: int, number: int) -> Held:
-        assert isinstance(self.routine, Native)
+        assert self.routine is not None
         stage, slots = self.stages[index], self.routine.slots[index]
         names = stage.recording.snapshots
         values = pytree.tree_unflatten(_copies(slots.inputs, n), stage.recording.values)
@@ -207,7 +202,7 @@ class Line:
         return stage.stage.recalled(Sample(number, True), values, buffers)
 
     def _gradient(self, index: int, n: int) -> Gradient:
-        assert isinstance(self.routine, Native)
+        assert self.routine is not None
         slots = self.routine.slots[index]
         if slots.is_empty[n % len(slots)]:
             return Gradient(None)

@@ -14,13 +14,14 @@ from streamflow.pipeline.programs import Kind, Program
 from streamflow.pipeline.recording import Recording
 from streamflow.pipeline.routines import Done, Rows, Work
 from streamflow.pipeline.schedule import Order
+from streamflow.pipeline.slots import Slots
 from streamflow.pipeline.stagecode import size_of
 
 STAGE = "stage.so"
 """Where code of a stage lies in its folder."""
 
-LEARN, FORWARD = "learn.so", "forward.so"
-"""Where programs of one lie that calls libraries."""
+NAMES = "learn.so", "forward.so"
+"""Where the programs of one lie that calls libraries."""
 
 _ALIGNED = 64
 _MESSAGE = 1000
@@ -105,27 +106,6 @@ class RaisedError(RuntimeError):
         self.stage, self.number = stage, number
 
 
-class Slots:
-    """Where the values of a stage's samples lie between forward and backward.
-
-    Attributes:
-        inputs: One tensor (slots, ...) for each of an input.
-        snapshots: Likewise of the buffers that a forward writes, as they were before.
-        gradients: Likewise of the gradients that come from the stage behind.
-        is_empty: Whether nothing comes (slots,).
-    """
-
-    def __init__(self, recording: Recording, count: int) -> None:
-        written = [recording.held[index]() for index in recording.snapshots.values()]
-        self.inputs = [torch.zeros(count, *s, dtype=d) for s, d in recording.inputs]
-        self.snapshots = [torch.zeros(count, *t.shape, dtype=t.dtype) for t in written]
-        self.gradients = [torch.zeros(count, *s, dtype=d) for s, d in recording.gradients]
-        self.is_empty = torch.zeros(count, dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.is_empty)
-
-
 class _LibraryCode:
     """A stage that calls libraries.
 
@@ -140,10 +120,9 @@ class _LibraryCode:
         self.library.library_close.argtypes = (ctypes.c_void_p,)
         self.library.library_limit.argtypes = (ctypes.c_void_p, ctypes.c_long)
         message = ctypes.create_string_buffer(_MESSAGE)
-        given: list[object] = []
-        for name, program in ((LEARN, recording.learn), (FORWARD, recording.forward)):
-            path = os.fsencode(folder / name)
-            given += [None, None] if program is None else [path, _numbers(program)]
+        given: list[object] = [None] * 4
+        for index, (name, program) in enumerate(zip(NAMES, recording.programs, strict=False)):
+            given[2 * index : 2 * index + 2] = os.fsencode(folder / name), _numbers(program)
         self.memory = self.library.library_open(*given, message, ctypes.c_long(_MESSAGE))
         if not self.memory:
             raise RuntimeError(message.value.decode(errors="replace"))

@@ -52,6 +52,11 @@ class Recording:
     reached: list[bool]
     gradients: list[Kind]
 
+    @property
+    def programs(self) -> list[Program]:
+        """The learning, and the forward where there is one."""
+        return [self.learn, *([self.forward] if self.forward else [])]
+
 
 def record(
     stages: Sequence[Stage],

@@ -22,6 +22,7 @@ from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.assembly import assemble
 from streamflow.pipeline.costs import Cost
 from streamflow.pipeline.flow import Flow
+from streamflow.pipeline.kinds import MOST
 from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.stage import Stage
@@ -29,7 +30,6 @@ from streamflow.pipeline.states import Set
 from streamflow.pipeline.switching import (
     AT_ONCE,
     EAGER_SO_FAR,
-    MOST,
     ONLY_FOUND,
     Switch,
     why_eager,
@@ -42,7 +42,7 @@ T = TypeVar("T")
 _ROUNDS = 4
 _FEWEST_ROUNDS = 2
 _LONG_SECONDS = 1.0
-# Calls until everything is allocated, and compiled code is tried and in use.
+# Calls until compiled code is tried and in use; after one, everything eager is allocated.
 _WARM_UP = 3
 # Long enough that starting and stopping a clock does not matter.
 _ROUND_SECONDS = 0.004
@@ -162,7 +162,7 @@ class Rehearsal:
             seconds: Measures one sample; :meth:`process` or :meth:`total`.
             at_least: The fewest samples.
         """
-        for _ in range(_WARM_UP):
+        for _ in range(_WARM_UP if self._flow.switch else 1):
             seconds()
         found = min(seconds(), seconds())
         is_compiled = self.learning.startswith("compiled")

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from streamflow.pipeline.slots import Slots
+
 
 @dataclass(slots=True)
 class Work:
@@ -58,7 +60,13 @@ class Done:
 
 
 class Routine(Protocol):
-    """Compiled code of all stages."""
+    """Compiled code of all stages.
+
+    Attributes:
+        slots: Of each stage.
+    """
+
+    slots: list[Slots]
 
     def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
         """Run samples in order until every stage is at rest.
@@ -72,6 +80,12 @@ class Routine(Protocol):
         Raises:
             RaisedError: A stage raised.
         """
+
+    def place(self, held: Sequence[int]) -> None:
+        """Begin with so many samples held by each stage; number 0 is the oldest of the first."""
+
+    def numbers(self) -> list[range]:
+        """Return the numbers of the samples that each stage holds; modulo slots they say where."""
 
     def close(self) -> None:
         """Release what it has."""

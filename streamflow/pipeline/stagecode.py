@@ -270,21 +270,21 @@ class _Listing:
         return f"({type_name})({self._known[storage.data_ptr()]} + {offset})"
 
 
-def stage_code(learn: Shape, forward: Shape | None, num_threads: int) -> str:
+def stage_code(programs: Sequence[Shape], num_threads: int) -> str:
     """Return C++ of a stage: ``learn``, ``forward``, ``flush`` and ``memory_size``.
 
     Args:
-        learn: Its backward and update, or all of a sample in the last stage.
-        forward: Its forward alone; without it there is no such function.
+        programs: Its backward and update, or all of a sample in the last stage; and its forward
+            alone, without which there is no such function.
         num_threads: Threads that a kernel may use.
 
     Raises:
         Unlisted: A program is more than calls of kernels.
     """
     memory = _Memory()
-    updates = _updates(learn, memory)
-    programs = [("learn", learn), *([("forward", forward)] if forward is not None else [])]
-    listings = [_Listing(name, shape, memory, updates) for name, shape in programs]
+    updates = _updates(programs[0], memory)
+    named = zip(("learn", "forward"), programs, strict=False)
+    listings = [_Listing(name, shape, memory, updates) for name, shape in named]
     functions = [_function(listing, num_threads) for listing in listings]
     flushed = (f"if ({update.flag}) {{ {update.apply()} }}" for update in updates.values())
     return _FORM.format(

@@ -8,7 +8,6 @@ writes; it takes over if its results are the same and it is faster.
 import logging
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +18,19 @@ from streamflow.pipeline import trees
 from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.assembly import Assembly
 from streamflow.pipeline.holding import Unsupported
-from streamflow.pipeline.kinds import Kind, inputs_key, key_of, kind_of, tensors_of
+from streamflow.pipeline.kinds import (
+    Kind,
+    inputs_key,
+    key_of,
+    kind_of,
+    run_length,
+    tensors_of,
+)
 from streamflow.pipeline.native import RaisedError
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.pace import Pace
+from streamflow.pipeline.preference import Preference
 from streamflow.pipeline.states import Key
+from streamflow.pipeline.trial import is_close
 
 logger = logging.getLogger("streamflow")
 
@@ -33,13 +40,11 @@ Chunk = tuple[Any, list[int]]
 EAGER_SO_FAR = "eager so far"
 """While nothing is compiled, and nothing speaks against it."""
 
-MOST = 256
-"""Samples of a call, at most: what is pressed for time waits for one."""
-
 _EAGER_SAMPLES = 64
 _MOST_KINDS = 4
 _TRIALS = 3
 _TRIED = 10
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ class Switch:
         self._look_at(assembly)
         self._kinds: dict[Any, Kind] = {}
         self._flying: Kind | None = None
-        self._pace = Pace(len(assembly.stages))
+        self._preference = Preference(len(assembly.stages))
         self._num_begun = 0
         self._eager_seconds = 0.0
         self.reason = ""
@@ -199,7 +204,7 @@ class Switch:
     @property
     def _threads(self) -> bool:
         if self._options.executor == "auto":
-            return self._pace.threads
+            return self._preference.threads
         return self._options.executor == "threads"
 
     def _advance(self, call: _Call, first: int, kind: Kind | None) -> Chunk:
@@ -254,10 +259,10 @@ class Switch:
     def _learn(self, kind: Kind, samples: list[Tensor], is_learned: list[bool]) -> Chunk:
         if self._is_one or self._options.executor != "auto":
             return kind.line.learn(samples, is_learned, threads=self._threads)
-        threads = self._pace.choose(len(is_learned))
+        threads = self._preference.choose(len(is_learned))
         start = time.perf_counter()
         found = kind.line.learn(samples, is_learned, threads=threads)
-        self._pace.note(len(is_learned), time.perf_counter() - start, threads=threads)
+        self._preference.note(len(is_learned), time.perf_counter() - start, threads=threads)
         return found
 
     def _try(
@@ -283,7 +288,7 @@ class Switch:
         if found is None:
             return chunk
         wanted = [*trees.tensors(chunk[0]), *kind.line.written()]
-        if not all(map(_is_close, found, wanted)):
+        if not all(map(_is_as_wanted, found, wanted)):
             kind.failures += 1
             if kind.failures == _TRIALS:
                 self._refuse("compiled code gives other results")
@@ -385,21 +390,5 @@ def why_eager(assembly: Assembly, options: Options) -> str:
     return "" if other is None else f"its device is {other}"
 
 
-def run_length(batch: Batch, first: int, *, takes_all: bool = False) -> int:
-    """Count the samples from here that a call takes: of one stream, and learned, or all."""
-    stop = min(first + MOST, len(batch))
-    if not takes_all:
-        with suppress(ValueError):
-            stop = batch.is_learned.index(False, first, stop)
-    keys = batch.keys[first:stop]
-    if keys.count(batch.keys[first]) == len(keys):
-        return len(keys)
-    return next(place for place, key in enumerate(keys) if key != keys[0])
-
-
-def _is_close(found: Tensor, wanted: Tensor) -> bool:
-    if not wanted.is_floating_point():
-        return torch.equal(found, wanted)
-    relative = {torch.float64: 1e-8, torch.float32: 1e-3}.get(wanted.dtype, 0.1)
-    scale = float(wanted.abs().max()) if wanted.numel() else 0.0
-    return torch.allclose(found, wanted, rtol=relative, atol=relative * scale)
+def _is_as_wanted(found: Tensor, wanted: Tensor) -> bool:
+    return is_close(found, wanted, _ROUNDING.get(wanted.dtype, 0.1))

@@ -227,18 +227,21 @@ def _is_same(found: Any, wanted: Any, *, exactly: bool) -> bool:
     if trees.shapes(found) != trees.shapes(wanted):
         return False
     return all(
-        _is_close(one.detach(), other.detach(), exactly=exactly)
+        is_close(one.detach(), other.detach(), _rounding(other.dtype, exactly=exactly))
         for one, other in zip(trees.tensors(found), trees.tensors(wanted), strict=True)
     )
 
 
-def _is_close(found: Tensor, wanted: Tensor, *, exactly: bool) -> bool:
+def _rounding(dtype: torch.dtype, *, exactly: bool) -> float:
+    if exactly and (dtype.is_floating_point or dtype.is_complex):
+        return 16 * torch.finfo(dtype).eps
+    return _ROUNDING.get(dtype, _COARSE)
+
+
+def is_close(found: Tensor, wanted: Tensor, rounding: float) -> bool:
+    """Say whether tensors are the same, those of numbers to a part of the largest one."""
     if not trees.can_carry_gradient(wanted):
         return torch.equal(found, wanted)
-    if exactly:
-        rounding = 16 * torch.finfo(wanted.dtype).eps
-    else:
-        rounding = _ROUNDING.get(wanted.dtype, _COARSE)
     finite = wanted[wanted.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     return torch.allclose(found, wanted, rtol=rounding, atol=rounding * scale)

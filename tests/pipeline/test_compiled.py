@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import ExponentialLR
 from streamflow.errors import StageError
 from streamflow.pipeline import Pipeline, switching
 from streamflow.pipeline.admission import Batch
+from streamflow.pipeline.kinds import run_length
 from streamflow.pipeline.native import Native, RaisedError
 from streamflow.pipeline.states import Key
-from streamflow.pipeline.switching import run_length
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.real_networks import CASES
 from tests.pipeline.test_any_module import part_of
@@ -226,15 +226,17 @@ def test_attributes_of_modules_may_change() -> None:
     assert_close(net.state_dict(), plain.state_dict())
 
 
-def test_an_error_inside_compiled_code_breaks_the_pipeline() -> None:
+@pytest.mark.parametrize(("bad", "number"), [([5], 6), ([0, 1, 5, 2], 8)])
+def test_an_error_inside_compiled_code_breaks_the_pipeline(bad: list[int], number: int) -> None:
     net, _, options = tempered()
     tokens, labels = torch.arange(6) % 5, torch.arange(6) % 3
     with learner(net, **options) as pipe:
         for n in range(6):
             pipe.process(tokens[n : n + 1], labels[n : n + 1])
         assert pipe.learning.startswith("compiled")
-        with pytest.raises(StageError, match=r"stage 0 .*, sample 6: expected compiled code"):
-            pipe.process(torch.tensor([5]), labels[:1])
+        where = rf"stage 0 .*, sample {number}: expected compiled code"
+        with pytest.raises(StageError, match=where):
+            pipe.process(torch.tensor(bad), labels[: len(bad)])
         with pytest.raises(StageError):
             pipe.process(tokens[:1], labels[:1])
     assert not [thread for thread in threading.enumerate() if "compiler" in thread.name]

@@ -21,9 +21,9 @@ from streamflow.pipeline.holding import Unsupported
 from streamflow.pipeline.line import Line
 from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.programs import Layout
 from streamflow.pipeline.recording import Recording, record
 from streamflow.pipeline.routines import Done, Routine, Rows, Work
+from streamflow.pipeline.slots import Slots
 from streamflow.pipeline.states import initial_state
 from tests.pipeline.networks import RunningScale, chain, stream
 from tests.pipeline.real_networks import CASES
@@ -42,11 +42,12 @@ class Single:
 
     Args:
         run: The function.
-        layout: What it takes and returns.
+        recording: What it does.
     """
 
-    def __init__(self, run: Callable[[list[Tensor]], list[Tensor]], layout: Layout) -> None:
-        self._run, self._layout = run, layout
+    def __init__(self, run: Callable[[list[Tensor]], list[Tensor]], recording: Recording) -> None:
+        self._run, self._layout = run, recording.learn.layout
+        self.slots = [Slots(recording, 0)]
 
     def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
         """Learn samples in a row; see :class:`Routine`."""
@@ -65,6 +66,13 @@ class Single:
             made += not self._layout.is_checked or math.isfinite(total)
         return Done(steps, [made], [rows.count - made])
 
+    def place(self, held: Sequence[int]) -> None:
+        """Do nothing: a single stage has no samples in flight."""
+
+    def numbers(self) -> list[range]:
+        """Return that there are none."""
+        return [range(0)]
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -73,7 +81,7 @@ def recorded(recording: Recording) -> Routine:
     """Return a recording itself as its code."""
     program = recording.learn
     learn = in_place(program.graph, program.layout)
-    return Single(lambda tensors: learn(*tensors), program.layout)
+    return Single(lambda tensors: learn(*tensors), recording)
 
 
 class Recorded:

@@ -66,7 +66,7 @@ def by_rows(count: int) -> Any:
         program = recording.learn
         graph, written = joined(program.graph, program.layout, program.arguments)
         assert len(written) == count
-        return Single(lambda tensors: run(graph, tensors), program.layout)
+        return Single(lambda tensors: run(graph, tensors), recording)
 
     return code
 

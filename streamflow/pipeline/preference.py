@@ -13,7 +13,7 @@ _SECONDS = 0.1
 _RENEWED_SECONDS = 60.0
 
 
-class Pace:
+class Preference:
     """Tries stages in one thread and in several, in turn, and then keeps to the faster way.
 
     Attributes:
@@ -32,7 +32,7 @@ class Pace:
 
     def __repr__(self) -> str:
         state = "trying" if self._is_trying else "settled"
-        return f"<Pace: {state}, {'threads' if self.threads else 'inline'}>"
+        return f"<Preference: {state}, {'threads' if self.threads else 'inline'}>"
 
     def choose(self, count: int) -> bool:
         """Say whether a call of so many samples runs in several threads."""
