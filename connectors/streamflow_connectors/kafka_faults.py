@@ -45,6 +45,10 @@ transaction before is about to end, a name for the member comes with the answer.
 PASSING = {2, 3, 5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 20, 27, 41, 51, 56, 74, 75, 78}
 """Codes that come and go while brokers start, stop and share out their work."""
 
+PASSING_IN = {"EndTxn": {-1}}
+"""Those that pass in one kind of request: Kafka 4.1 answers the end of a transaction so while it
+fences off the producer, and clearly afterwards. A transaction may be asked to end twice."""
+
 KNOWN = {15, 16}
 """Those of them that the driver itself tries again, in most kinds of request."""
 
@@ -195,7 +199,7 @@ def _raise_unknown(api: str, response: Any) -> None:
             without positions.
         NodeNotReadyError: An error that passes, which the driver would give up on.
     """
-    codes = set(_all_codes(response)) & PASSING
+    codes = set(_all_codes(response)) & (PASSING | PASSING_IN.get(api, set()))
     if unknown := codes - KNOWN_IN.get(api, KNOWN):
         raise NodeNotReadyError(", ".join(map(_reason, unknown)))
     if api == "OffsetFetch" and (code := response.__dict__.get("error_code")):

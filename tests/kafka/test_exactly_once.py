@@ -17,6 +17,7 @@ from streamflow.errors import ConnectorError, GraphError
 from streamflow.nodes import Sink, Source
 from streamflow.records import Batch, Partition
 from streamflow.testing import ListSink, ListSource
+from streamflow_connectors.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 from streamflow_connectors.kafka_transactions import ExactlyOnceWriter
 from tests.kafka.clients import Cluster, committed, consume
@@ -28,6 +29,9 @@ GROUP = "g"
 END = b"end"
 NUM_RECORDS = 4000
 NUM_KILLS = 10
+
+END_TXN = 26
+UNKNOWN_SERVER_ERROR, INVALID_PRODUCER_EPOCH = -1, 47
 
 
 def source(address: str = "a:1", topic: str = "t", **options: Any) -> KafkaSource:
@@ -283,6 +287,19 @@ async def test_a_second_instance_fences_off_the_first(cluster: Cluster, real_bro
             await writer.flush()
     assert await read(real_broker, topic) == [0, 1, 2]
     await wait_until_committed(real_broker, group, topic_in, 3)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("num_unknown", [0, 1, 3])
+async def test_a_commit_while_the_producer_is_being_fenced_off(
+    faulty: EmbeddedKafka, num_unknown: int
+) -> None:
+    faulty.create_topic("t")
+    async with opened(sink(faulty.address), "t", group=GROUP) as writer:
+        await writer.write(outputs("t", [0]))
+        faulty.fail_requests(END_TXN, *[UNKNOWN_SERVER_ERROR] * num_unknown, INVALID_PRODUCER_EPOCH)
+        with pytest.raises(ConnectorError, match="out: expected to be the only instance"):
+            await writer.flush()
 
 
 @pytest.mark.asyncio
