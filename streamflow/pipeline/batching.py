@@ -102,6 +102,12 @@ class Batching:
         self._num_failed = 0
         self._is_refused = any(stage.states for stage in stages) or _compiles_itself(module)
 
+    @property
+    def shares(self) -> bool:
+        """Whether samples may share a forward, as far as is known."""
+        kinds = self._kinds.values()
+        return not self._is_refused and (not kinds or any(kind.rows for kind in kinds))
+
     def predict(self, inputs: Any, count: int, *, may_try: bool) -> Any:
         """Return the outputs of samples (n, ...) as the next forwards would give them.
 

@@ -186,11 +186,10 @@ class CompiledStage:
         if any(len(found) > 1 for found in steps):
             msg = "parameters of a group have made different numbers of steps"
             raise Unsupported(msg)
-        forward = recording.forward.constants if recording.forward else []
         return _Bound(
             held,
             [*held, *recording.learn.constants],
-            [*held, *forward],
+            [*held, *recording.forward.constants],
             [tensor.data_ptr() for tensor in held],
             [counter for group in counters for counter in group],
             [found.pop() for found in steps],

@@ -21,7 +21,7 @@ from streamflow.pipeline import inductor, libraries, native
 from streamflow.pipeline.compilation import Job, Request, sketch
 from streamflow.pipeline.recording import Recording
 
-FORMAT = 8
+FORMAT = 9
 """Counts changes of this package that make older code useless."""
 
 _PROGRAM = "from streamflow.pipeline.compilation import main; main()"

@@ -86,10 +86,6 @@ class Flow:
         switch = self.switch
         if switch is None or self._is_watched:
             return self.eagerly(batch, 0, len(batch), number)
-        # Unless gradients wait in compiled code, samples that are not learned share a forward.
-        is_quiet = not switch.is_flying or self._quiet >= self._lag
-        if True not in batch.is_learned and is_quiet:
-            return self.eagerly(batch, 0, len(batch), number)
         self._follow_modes()
         self._has_gradients = True
         try:
@@ -107,6 +103,11 @@ class Flow:
         """Return what the caller gets where compiled code raised."""
         stage, index = (error.stage, error.number) if isinstance(error, RaisedError) else (0, 0)
         return failure(self.assembly.stages[stage], "compiled code", number + index, error)
+
+    @property
+    def shares(self) -> bool:
+        """Whether samples that are not learned may share a forward, as far as is known."""
+        return self._batching is not None and self._batching.shares
 
     def settle(self) -> None:
         """Wait until nothing is left to do without another sample."""
@@ -316,6 +317,10 @@ class _Eager:
     flow: Flow
     batch: Batch
     number: int
+
+    @property
+    def shares(self) -> bool:
+        return self.flow.shares
 
     def learn(self, first: int, stop: int) -> Chunk:
         return self.flow.eagerly(self.batch, first, stop, self.number)

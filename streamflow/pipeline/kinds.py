@@ -13,19 +13,22 @@ from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.attributes import Attributes
 from streamflow.pipeline.compiled import CompiledStage
 from streamflow.pipeline.compiler import Compiler
-from streamflow.pipeline.holding import Unsupported
 from streamflow.pipeline.line import Line
 from streamflow.pipeline.native import Native
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.recording import record
 from streamflow.pipeline.schedule import orders
 from streamflow.pipeline.stage import Stage
+from streamflow.pipeline.trial import FEWEST
 
 MOST = 256
 """Samples of a call, at most: what is pressed for time waits for one."""
 
 # Parameters of a network whose loops are shared by threads.
 _LARGE = 2_000_000
+# A forward of many samples reads the weights once, but it takes a while to change over to it: the
+# numbers that are read meanwhile.
+_CHANGE = 4_000_000
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class Kind:
         line: The stages as far as they are compiled.
         attributes: Of the network, as the code was made for them.
         inputs: What its samples' inputs are.
+        shared: Samples in a row that are worth a forward of their own, if they are not learned.
         is_tried: Whether the code gives the same and is faster.
         failures: How often it gave something else.
         is_prepared: Whether nothing else was at the stages since the last call.
@@ -45,6 +49,7 @@ class Kind:
     compiler: Compiler
     attributes: Attributes
     inputs: Any
+    shared: int
     is_tried: bool = False
     failures: int = 0
     is_prepared: bool = False
@@ -90,9 +95,6 @@ def kind_of(stages: Sequence[Stage], batch: Batch, options: Options) -> Kind:
     Raises:
         Unsupported: They cannot be compiled.
     """
-    if any(stage.randomness.is_used for stage in stages):
-        msg = "the network draws random numbers"
-        raise Unsupported(msg)
     loss = [options.loss] if isinstance(options.loss, nn.Module) else []
     attributes = Attributes(*(stage.module for stage in stages), *loss)
     recordings = record(
@@ -102,10 +104,14 @@ def kind_of(stages: Sequence[Stage], batch: Batch, options: Options) -> Kind:
         None if batch.weights is None else batch.weights[0],
         options.clip_norm,
     )
-    pairs = zip(stages, recordings, strict=True)
+    pairs = list(zip(stages, recordings, strict=True))
+    for stage, recording in pairs:
+        if recording.forward.noises:
+            stage.randomness.is_used = True
     line = Line([CompiledStage(stage, recording) for stage, recording in pairs])
     compiler = Compiler(recordings, _num_threads(stages))
-    return Kind(line, compiler, attributes, inputs_key(batch))
+    shared = max(FEWEST, min(MOST, _CHANGE // max(_size(stages), 1)))
+    return Kind(line, compiler, attributes, inputs_key(batch), shared)
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
@@ -131,12 +137,25 @@ def inputs_key(batch: Batch) -> Any:
     return str(trees.flatten(batch.inputs)[1]), kinds
 
 
-def run_length(batch: Batch, first: int, *, takes_all: bool = False) -> int:
-    """Count the samples from here that a call takes: of one stream, and learned, or all."""
+def quiet_length(batch: Batch, first: int) -> int:
+    """Count the samples from here that are not learned."""
+    with suppress(ValueError):
+        return batch.is_learned.index(True, first) - first
+    return len(batch) - first
+
+
+def run_length(batch: Batch, first: int, shared: int | None) -> int:
+    """Count the samples from here that a call takes: of one stream.
+
+    Args:
+        batch: The samples.
+        first: Where the call begins.
+        shared: So many in a row that are not learned are left to a forward that they share.
+    """
     stop = min(first + MOST, len(batch))
-    if not takes_all:
-        with suppress(ValueError):
-            stop = batch.is_learned.index(False, first, stop)
+    if shared is not None:
+        place = bytes(batch.is_learned[first:stop]).find(bytes(shared))
+        stop = stop if place < 0 else first + place
     keys = batch.keys[first:stop]
     if keys.count(batch.keys[first]) == len(keys):
         return len(keys)
@@ -151,5 +170,8 @@ def _num_threads(stages: Sequence[Stage]) -> int:
     """Return how many threads loops may use: sharing small ones costs more than it saves."""
     if len(stages) > 1:
         return 1
-    size = sum(parameter.numel() for parameter in stages[0].parameters.values())
-    return torch.get_num_threads() if size >= _LARGE else 1
+    return torch.get_num_threads() if _size(stages) >= _LARGE else 1
+
+
+def _size(stages: Sequence[Stage]) -> int:
+    return sum(p.numel() for stage in stages for p in stage.parameters.values())

@@ -81,7 +81,7 @@ struct Call {
     long count;
     long is_draining;
     const Places* inputs;
-    const Places* labels;  // targets and weights
+    const Places* labels;  // random numbers, targets and weights
     long num_labels;
     const Places* outputs;
     long num_outputs;
@@ -220,7 +220,7 @@ private:
         flush(s);
     }
 
-    // A single stage learns every sample, and has nobody to wait for.
+    // A single stage has nobody to wait for. Rows of a forward are the first of those behind factors.
     void run_alone() {
         auto& stage = *stages_[0];
         auto& own = call_->stages[0];
@@ -235,7 +235,10 @@ private:
             for (long index = 0; index < call_->count; ++index) {
                 call_->steps[index] = own.made;
                 rows[0] = own.factors.at(own.made);
-                if (options.learn(own.learn_held, rows.data(), outputs.data(), options.memory))
+                if (!call_->is_learned[index])
+                    options.forward(own.forward_held, rows.data() + 1, outputs.data(),
+                                    options.memory);
+                else if (options.learn(own.learn_held, rows.data(), outputs.data(), options.memory))
                     ++own.made;
                 else
                     ++own.skipped;

@@ -1,14 +1,15 @@
 """All stages of a pipeline as compiled code, beside the eager ones that they take over from."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from streamflow.pipeline import trees
+from streamflow.pipeline import noise, trees
 from streamflow.pipeline.compiled import CompiledStage
 from streamflow.pipeline.holding import Unsupported
 from streamflow.pipeline.messages import Gradient, Sample
@@ -34,6 +35,8 @@ class Line:
         self._num_inputs = len(stages[0].recording.inputs)
         layout = recording.learn.layout
         self._num_labels = layout.others + layout.weights
+        self._noises = stages[0].recording.forward.noises
+        self._randomness = stages[0].stage.randomness
 
     def __repr__(self) -> str:
         state = "nothing yet" if self.routine is None else "ready"
@@ -69,7 +72,8 @@ class Line:
         """
         made = self.stages[0].stage.updates.made
         work = [stage.work(len(is_learned) + self._most_held) for stage in self.stages]
-        rows = self._rows(samples, is_learned)
+        drawn = self._drawn(len(is_learned), self._randomness.draw)
+        rows = self._rows(samples, drawn, is_learned)
         done = self._run(work, rows, drain=False, threads=threads)
         outputs: Any = rows.outputs[0]
         if not self._structure.is_leaf():
@@ -79,7 +83,7 @@ class Line:
     def drain(self, *, threads: bool = False) -> None:
         """Apply every gradient in flight."""
         work = [stage.work(self._most_held) for stage in self.stages]
-        self._run(work, self._rows([], []), drain=True, threads=threads)
+        self._run(work, self._rows([], [], []), drain=True, threads=threads)
 
     def rehearse(
         self, samples: Sequence[Tensor], is_learned: Sequence[bool], workers: Sequence[Worker]
@@ -94,7 +98,10 @@ class Line:
         self._load(workers)
         updates = len(is_learned) + self._most_held
         work = [stage.copy_of(stage.work(updates)) for stage in self.stages]
-        rows = self._rows(samples, is_learned)
+        drawn = self._drawn(
+            len(is_learned), partial(self._randomness.replay, state=self._randomness.state)
+        )
+        rows = self._rows(samples, drawn, is_learned)
         start = time.perf_counter()
         done = self.routine.run(work, rows, drain=False, threads=False)
         seconds = time.perf_counter() - start
@@ -150,7 +157,17 @@ class Line:
         assert self.routine is not None
         return len(self.routine.slots[0])
 
-    def _rows(self, samples: Sequence[Tensor], is_learned: Sequence[bool]) -> Rows:
+    def _drawn(
+        self, count: int, borrow: Callable[[Callable[[], list[Tensor]]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Draw the random numbers of so many samples from a generator that is borrowed."""
+        if not self._noises:
+            return []
+        return borrow(lambda: noise.draw(self._noises, count))
+
+    def _rows(
+        self, samples: Sequence[Tensor], drawn: Sequence[Tensor], is_learned: Sequence[bool]
+    ) -> Rows:
         count = len(is_learned)
         outputs = [torch.empty((count, *shape), dtype=dtype) for shape, dtype in self._outputs]
         inputs, labels = samples[: self._num_inputs], samples[self._num_inputs :]
@@ -158,7 +175,7 @@ class Line:
             inputs = [torch.empty(0)] * self._num_inputs
         if True not in is_learned:
             labels = [torch.empty(0)] * self._num_labels
-        return Rows(inputs, labels, outputs, bytes(is_learned), count)
+        return Rows(inputs, [*drawn, *labels], outputs, bytes(is_learned), count)
 
     def _run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
         assert self.routine is not None

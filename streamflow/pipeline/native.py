@@ -287,9 +287,8 @@ class Native:
         written = (ctypes.c_long * len(recording.snapshots))(*recording.snapshots.values())
         places = [_places(part) for part in (slots.inputs, slots.snapshots, slots.gradients)]
         self._alive += [written, *places]
-        stage.learn, stage.flush = _function(library.learn), _function(library.flush)
-        if recording.forward is not None:
-            stage.forward = _function(library.forward)
+        stage.learn, stage.forward = _function(library.learn), _function(library.forward)
+        stage.flush = _function(library.flush)
         stage.lag, stage.is_greedy = order.lag, order.is_greedy
         stage.num_inputs, stage.num_snapshots, stage.num_gradients = map(len, places)
         stage.inputs, stage.snapshots, stage.gradients = map(ctypes.addressof, places)
@@ -340,9 +339,9 @@ def _sizes(kinds: Sequence[Kind]) -> list[int]:
 
 
 def _label_sizes(recording: Recording) -> list[int]:
-    """Return the bytes of a sample's targets and weights."""
+    """Return the bytes of a sample's random numbers, targets and weights."""
     layout, arguments = recording.learn.layout, recording.learn.arguments
-    count = layout.others + layout.weights
+    count = len(recording.learn.noises) + layout.others + layout.weights
     return [size_of(tensor) for tensor in arguments[len(arguments) - count :]]
 
 

@@ -3,7 +3,7 @@
 A graph takes tensors and returns tensors in this order:
 
     takes     held, constants, and rows of the sample: factors where something is learned, inputs,
-              and what else it needs
+              the random numbers that its forward draws, and what else it needs
     returns   the new values of what is written among the held, outputs, and where something is
               learned a number that is finite if loss and gradients are
 
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from streamflow.pipeline.noise import Noise
+
 Kind = tuple[torch.Size, torch.dtype]
 """Shape and dtype of a tensor."""
 
@@ -36,7 +38,7 @@ class Layout:
         learned: How many of the written are parameters or what the optimizer keeps of them.
         constants: Count of constants.
         inputs: Count of tensors of an input.
-        others: Count of tensors that a sample has beside, without its weight.
+        others: Count of tensors that a sample has beside, without random numbers and weight.
         weights: 1 where samples are weighted.
         learns: Whether something is learned.
         is_checked: Whether it must be told if something was not finite.
@@ -63,9 +65,11 @@ class Program:
         layout: What it takes and returns.
         arguments: A tensor for each that it takes.
         constants: The constants themselves.
+        noises: Random numbers that a sample takes.
     """
 
     graph: GraphModule
     layout: Layout
     arguments: list[Tensor]
     constants: list[Tensor]
+    noises: list[Noise]

@@ -26,7 +26,7 @@ class Randomness:
 
     Attributes:
         state: State that the next forward starts from.
-        is_used: Whether the stage draws random numbers at all; found out by its first peek.
+        is_used: Whether the stage draws random numbers at all; None until it has been seen to run.
     """
 
     def __init__(self, seed: int, stage_index: int, device: torch.device) -> None:
@@ -34,26 +34,31 @@ class Randomness:
         own_seed = random.Random(f"{seed}/{stage_index}").getrandbits(63)
         self._device = device
         self.state: Tensor = torch.Generator(device).manual_seed(own_seed).get_state()
-        self.is_used = False
+        self.is_used: bool | None = None
 
     def draw(self, function: Callable[[], Any]) -> Any:
         """Call ``function`` with this stage's random numbers and move on past them."""
-        if not self.is_used:
+        if self.is_used is False:
             return function()
-        result, self.state = self._lend(function, self.state)
+        result, after = self._lend(function, self.state)
+        self._see(after)
+        self.state = after
         return result
 
     def replay(self, function: Callable[[], Any], state: Tensor) -> Any:
         """Call ``function`` with the random numbers that follow ``state``."""
-        if not self.is_used:
+        if self.is_used is False:
             return function()
         return self._lend(function, state)[0]
 
     def probe(self, function: Callable[[], Any]) -> Any:
         """Call ``function``, forget what it drew, and remember whether it drew anything."""
         result, after = self._lend(function, self.state)
-        self.is_used = self.is_used or not torch.equal(after, self.state)
+        self._see(after)
         return result
+
+    def _see(self, after: Tensor) -> None:
+        self.is_used = self.is_used or not torch.equal(after, self.state)
 
     def _lend(self, function: Callable[[], Any], state: Tensor) -> tuple[Any, Tensor]:
         generator = default_generator(self._device)

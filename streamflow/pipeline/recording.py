@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from streamflow.pipeline import graphs, inductor, trees
+from streamflow.pipeline import graphs, inductor, noise, trees
 from streamflow.pipeline.formulas import Formula, Settings
 from streamflow.pipeline.holding import Holding, Place, Unsupported
 from streamflow.pipeline.messages import Sample
@@ -24,7 +24,7 @@ class Recording:
 
     Attributes:
         learn: All of a sample, or its backward and update.
-        forward: Its forward alone; None where a single stage learns every sample.
+        forward: Its forward alone.
         held: Where the held are.
         snapshots: Buffers that the forward writes, and where they are among the held.
         formula: Of the optimizer, None where there is no parameter.
@@ -39,7 +39,7 @@ class Recording:
     """
 
     learn: Program
-    forward: Program | None
+    forward: Program
     held: list[Place]
     snapshots: dict[str, int]
     formula: Formula | None
@@ -54,8 +54,8 @@ class Recording:
 
     @property
     def programs(self) -> list[Program]:
-        """The learning, and the forward where there is one."""
-        return [self.learn, *([self.forward] if self.forward else [])]
+        """The learning and the forward."""
+        return [self.learn, self.forward]
 
 
 def record(
@@ -74,9 +74,11 @@ def record(
     values: Any = (inputs,)
     for recorder in recorders:
         recorder.values = values
-        if len(stages) > 1:
-            recorder.record_forward()
-            values = recorder.like_outputs()
+        noises = recorder.record_forward()
+        if noises and len(stages) > 1:
+            msg = "the network draws random numbers, and has several stages"
+            raise Unsupported(msg)
+        values = recorder.like_outputs()
     recorders[-1].record_step(target, weight)
     for recorder, behind in zip(recorders[-2::-1], recorders[:0:-1], strict=True):
         recorder.record_backward(behind.reached)
@@ -109,6 +111,7 @@ class _Recorder:
 
     def recording(self) -> Recording:
         assert self._learn is not None
+        assert self._forward is not None
         assert self._structure is not None
         holding = self.holding
         return Recording(
@@ -133,7 +136,9 @@ class _Recorder:
         tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in self._outputs]
         return pytree.tree_unflatten(tensors, self._structure)
 
-    def record_forward(self) -> None:
+    def record_forward(self) -> list[noise.Noise]:
+        """Record the forward; return what random numbers it draws."""
+
         def forward(state: "_State", given: Iterator[Tensor]) -> list[Tensor]:
             values = self._take(self.values, given)
             with torch.no_grad():
@@ -145,6 +150,7 @@ class _Recorder:
         names = list(self.holding.buffers)
         first = len(self.holding.places) - len(names)
         self._snapshots = {names[i - first]: i for i in self._forward.layout.written}
+        return self._forward.noises
 
     def record_step(self, target: Any, weight: Tensor | None) -> None:
         weights = [] if weight is None else [weight]
@@ -169,6 +175,9 @@ class _Recorder:
 
         rows = [*trees.tensors(self.values), *trees.tensors(target), *weights]
         self._learn = self._program(step, rows, learns=True, weights=len(weights))
+        if self._forward is None or self._learn.noises != self._forward.noises:
+            msg = "the loss draws random numbers"
+            raise Unsupported(msg)
 
     def record_backward(self, reached: Sequence[bool]) -> None:
         """Record the backward; ``reached`` says by which of the floats a gradient comes."""
@@ -220,9 +229,10 @@ class _Recorder:
         graph = self._graph(body, [*held, *rows])
         graph, constants = graphs.lift_constants(graph, len(held))
         arguments = [*held, *constants, *rows]
-        graph = inductor.without_writes(graph, arguments)
-        written = self._written(graph)
         num_inputs = len(trees.tensors(self.values))
+        place = len(held) + len(constants) + learns + num_inputs
+        graph, noises = noise.lift(inductor.without_writes(graph, arguments), place)
+        written = self._written(graph)
         layout = Layout(
             held=len(held),
             written=written,
@@ -235,7 +245,8 @@ class _Recorder:
             learns=learns,
             is_checked=learns and not self.stage.allow_nonfinite,
         )
-        return Program(graphs.plain(graph), layout, arguments, constants)
+        arguments[place:place] = [torch.zeros(drawn.shape, dtype=drawn.dtype) for drawn in noises]
+        return Program(graphs.plain(graph), layout, arguments, constants, noises)
 
     def _kept_together(self) -> tuple[tuple[int, ...], ...]:
         places = {name: index for index, name in enumerate(self.holding.parameters)}

@@ -31,7 +31,7 @@ class Rows:
 
     Attributes:
         inputs: Tensors of the inputs.
-        labels: Tensors of targets and weights.
+        labels: Tensors of random numbers, targets and weights.
         outputs: Where outputs go.
         is_learned: A byte for each.
         count: How many.

@@ -126,6 +126,7 @@ class Stage:
         self._newest: Held | None = None
         self._version = 0
         self._writes_inputs = False
+        self._is_training = module.training
         self._stash: dict[str, Tensor] = {}
         self._stash_version = -1
 
@@ -142,6 +143,7 @@ class Stage:
         self.module = module
         self.buffers = Buffers(module)
         self.states.bind(module, whole)
+        self.randomness.is_used = None  # dropout depends on the mode
         self._newest = None
 
     def resume(self, held: Sequence[Held]) -> None:
@@ -159,6 +161,9 @@ class Stage:
         """Run the stage on a new sample; return detached outputs and what backward needs."""
         if self.index == 0:
             sample.steps = self.updates.made
+        if self.module.training is not self._is_training:
+            self._is_training = self.module.training
+            self.randomness.is_used = None  # dropout begins or ends
         keeps = sample.is_learned and self._keeps_graph
         held = Held(sample, values)
         if self.states:

@@ -23,6 +23,7 @@ from streamflow.pipeline.kinds import (
     inputs_key,
     key_of,
     kind_of,
+    quiet_length,
     run_length,
     tensors_of,
 )
@@ -64,6 +65,10 @@ ONLY_FOUND = Patience(0.0, math.inf)
 
 class Eager(Protocol):
     """The eager stages, as a batch meets them."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether samples that are not learned may share a forward, as far as is known."""
 
     def learn(self, first: int, stop: int) -> Chunk:
         """Learn samples of the batch from one to another."""
@@ -209,12 +214,15 @@ class Switch:
 
     def _advance(self, call: _Call, first: int, kind: Kind | None) -> Chunk:
         batch, tensors = call.batch, call.tensors
-        count = run_length(batch, first, takes_all=not self._is_one)
-        if kind is None or not kind.is_ready or not count:
-            at_once = 1 if count and not self._patience.compile else _EAGER_SAMPLES
+        quiet = quiet_length(batch, first)
+        if kind is None or not kind.is_ready:
+            at_once = max(quiet, _EAGER_SAMPLES if self._patience.compile else 1)
             return self._eagerly(call, first, min(first + at_once, len(batch)))
+        count = run_length(batch, first, kind.shared if call.eager.shares else None)
         if not kind.is_tried:
             count = min(count, _TRIED)
+        if not count or (not kind.is_tried and quiet >= count):  # a trial learns
+            return self._eagerly(call, first, first + quiet)
         is_whole = count == len(batch)
         rows = tensors if is_whole else [tensor[first : first + count] for tensor in tensors]
         samples = [tensor.contiguous() for tensor in rows]
@@ -302,7 +310,8 @@ class Switch:
         self.hand_over(call.number + first)
         start = time.perf_counter()
         chunk = call.eager.learn(first, stop)
-        self._eager_seconds += time.perf_counter() - start
+        if True in call.batch.is_learned[first:stop]:
+            self._eager_seconds += time.perf_counter() - start
         self._release()
         return chunk
 
@@ -330,8 +339,11 @@ class Switch:
         kind = self._kinds.get(key)
         flying = self._flying
         is_quiet = True not in batch.is_learned
-        if is_quiet and flying is not None and flying.inputs == inputs_key(batch):
-            kind = flying  # labels and weights do not matter
+        if is_quiet:  # labels and weights do not matter
+            inputs = inputs_key(batch)
+            tried = [other for other in self._kinds.values() if other.is_tried]
+            fitting = (k for k in (flying, *tried, kind) if k is not None and k.inputs == inputs)
+            kind = next(fitting, None)
         if kind is not None and not kind.attributes.are_the_same():
             self.hand_over(call.number + first)
             kind.close()

@@ -19,10 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from streamflow.errors import StageError
 from streamflow.pipeline import Pipeline, switching
-from streamflow.pipeline.admission import Batch
-from streamflow.pipeline.kinds import run_length
 from streamflow.pipeline.native import Native, RaisedError
-from streamflow.pipeline.states import Key
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.real_networks import CASES
 from tests.pipeline.test_any_module import part_of
@@ -187,14 +184,6 @@ def test_networks_that_people_build(name: str) -> None:
     assert_close(net.state_dict(), other.state_dict())
 
 
-def test_a_call_takes_learned_samples_of_one_stream() -> None:
-    rows = torch.zeros(40, 1)
-    learned = [n not in (3, 4) for n in range(40)]
-    keys: list[Key] = ["a" if n < 6 else "b" for n in range(40)]
-    batch = Batch(rows, rows, None, learned, keys)
-    assert [run_length(batch, first) for first in (0, 2, 3, 4, 5, 6, 38)] == [3, 1, 0, 0, 1, 34, 2]
-
-
 class Tempered(nn.Module):
     """Divides by an attribute that somebody changes while it learns."""
 
@@ -340,7 +329,6 @@ def test_what_is_not_compiled_says_why(caplog: pytest.LogCaptureFixture) -> None
     reason = "Rprop is not among the optimizers that are compiled"
     assert pipe.learning == f"eager: {reason}"
     assert [record.message for record in caplog.records] == [f"0 learns eagerly: {reason}"]
-    dropout = nn.Sequential(nn.Linear(3, 3, dtype=torch.float64), nn.Dropout())
     for other, options, why in (
         (net, {"compile": False}, "compile is False"),
         (net, {"stages": ["1"], "backward": "stashed"}, "weights are stashed"),
@@ -350,7 +338,6 @@ def test_what_is_not_compiled_says_why(caplog: pytest.LogCaptureFixture) -> None
             "gradients are clipped by their norm over all stages",
         ),
         (net, {"accumulate": 2}, "gradients are accumulated"),
-        (dropout, {}, "the network draws random numbers"),
     ):
         with learner(other, **options) as pipe:
             pipe.process(inputs, targets)

@@ -1,0 +1,176 @@
+"""Networks that draw random numbers: compiled code takes those that eager stages would have."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamflow.pipeline import Pipeline
+from tests.pipeline.networks import chain, stream
+from tests.pipeline.test_compiled import both, in_calls, learner, sgd
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("cache")]
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Changed(nn.Module):
+    """Does something to a value while it learns."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(x) if self.training else x
+
+
+def adds_noise(x: Tensor) -> Tensor:
+    wide = torch.rand(3, 3, dtype=x.dtype).sum(0) + torch.randn(1, 3, dtype=x.dtype)
+    return x + torch.randn_like(x) * torch.rand_like(x) + wide
+
+
+def fills(x: Tensor) -> Tensor:
+    y = x + torch.empty_like(x).uniform_(-1, 2) + torch.empty_like(x).normal_(0.5, 2)
+    return y + torch.empty_like(x).exponential_() - torch.empty_like(x).exponential_(3)
+
+
+def draws_for_nothing(x: Tensor) -> Tensor:
+    torch.rand(7)
+    return F.dropout(x, 0.5)
+
+
+def several(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*chain(["linear"], 0), *layers, *chain(["tanh", "linear"], 1))
+
+
+def calls(*bounds: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return calls in which a sample is not learned and one is not finite."""
+    inputs, targets = stream(60, seed=seed)
+    targets[40] = 1e200  # its square is not finite
+    found = in_calls(inputs, targets, *bounds)
+    found[-1]["learn"] = torch.tensor([n % 5 != 3 for n in range(len(found[-1]["inputs"]))])
+    return found
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Dropout(0.3)],
+        [nn.Dropout(0.3), nn.AlphaDropout(0.2), nn.Dropout(0.0)],
+        [Changed(adds_noise)],
+        [Changed(fills)],
+        [Changed(draws_for_nothing)],
+    ],
+    ids=["dropout", "more", "noise", "fills", "unused"],
+)
+def test_random_numbers_are_those_of_eager_learning(layers: Sequence[nn.Module]) -> None:
+    before = torch.get_rng_state()
+    pipe, _ = both(several(*layers), *calls(20, 21, 35), seed=5)
+    assert pipe.counters["skipped"] == [1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Reader(nn.Module):
+    """An encoder layer as people build it, dropout included, over three tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.layer(x).flatten(1))
+        return y
+
+
+def test_an_encoder_with_dropout_is_compiled() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(12, 3, 4), torch.randn(12, 2)
+    net, plain = Reader(), Reader()
+    plain.load_state_dict(net.state_dict())
+    options: dict[str, Any] = {"optimizer": sgd, "seed": 1}
+    with learner(net, **options) as pipe, learner(plain, **options, compile=False) as other:
+        for call in in_calls(inputs, targets, 4, 8):
+            found, wanted = pipe.process(**call), other.process(**call)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+        assert pipe.learning == "compiled"
+
+
+def test_predictions_meanwhile_leave_the_numbers_as_they_are() -> None:
+    net, plain = several(nn.Dropout()), several(nn.Dropout())
+    inputs, targets = stream(30, seed=1)
+    with learner(net, seed=2) as pipe, learner(plain, seed=2, compile=False) as other:
+        for call in in_calls(inputs, targets, 15):
+            pipe.process(**call)
+            other.process(**call)
+            found, wanted = pipe.infer(inputs[:6]), other.infer(inputs[:6])
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_a_mode_that_brings_dropout_draws_from_the_seed() -> None:
+    inputs, targets = stream(20, seed=3)
+
+    def outputs(**options: Any) -> Tensor:
+        net = several(nn.Dropout()).eval()
+        with learner(net, seed=4, **options) as pipe:
+            pipe.process(inputs, targets)
+            pipe.infer(inputs)
+            net.train()
+            found = [pipe.process(**call) for call in in_calls(inputs, targets, 10, 15)]
+            assert pipe.learning == ("eager: compile is False" if options else "compiled")
+            return torch.cat(found)
+
+    before = torch.get_rng_state()
+    found = outputs()
+    torch.testing.assert_close(found, outputs(compile=False), rtol=0, atol=1e-10)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+GENERATOR = torch.Generator()
+
+
+@pytest.mark.parametrize(
+    ("change", "operation"),
+    [
+        (lambda x: x * torch.bernoulli(x.sigmoid()), "aten.bernoulli.default"),
+        (lambda x: torch.normal(x, 1.0), "aten.normal.Tensor_float"),
+        (lambda x: F.rrelu(x, training=True), "aten.rrelu_with_noise_functional.default"),
+        (lambda x: x + torch.empty_like(x).normal_(generator=GENERATOR), ""),
+    ],
+    ids=["bernoulli", "normal", "rrelu", "generator"],
+)
+def test_numbers_that_depend_on_more_than_shapes_are_not_compiled(
+    change: Change, operation: str
+) -> None:
+    inputs, targets = stream(6, seed=0)
+    with learner(several(Changed(change))) as pipe:
+        pipe.process(inputs, targets)
+        pipe.process(inputs, targets)
+        assert pipe.learning.startswith("eager: "), pipe.learning
+        assert operation in pipe.learning
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads"])
+def test_several_stages_that_draw_are_not_compiled(executor: str) -> None:
+    inputs, targets = stream(6, seed=0)
+    with learner(several(nn.Dropout()), stages=["2"], executor=executor) as pipe:
+        pipe.process(inputs, targets)
+        pipe.process(inputs, targets)
+        wanted = "eager: the network draws random numbers, and has several stages"
+        assert pipe.learning == wanted
+
+
+def test_a_loss_that_draws_is_not_compiled() -> None:
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(y + torch.rand_like(y), target)
+
+    inputs, targets = stream(6, seed=0)
+    net = nn.Sequential(*chain(["linear"], 0))
+    with Pipeline(net, loss=loss, optimizer=torch.optim.Adam, compile=True) as pipe:
+        pipe.process(inputs, targets)
+        pipe.process(inputs, targets)
+        assert pipe.learning == "eager: the loss draws random numbers"
