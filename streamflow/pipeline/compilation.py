@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from streamflow.pipeline import inductor, libraries, native, rows
+from streamflow.pipeline import graphs, inductor, libraries, native, rows
 from streamflow.pipeline.programs import Layout, Program
 from streamflow.pipeline.stagecode import Shape, stage_code
 
@@ -49,12 +49,12 @@ class Sketch:
     """A program without its tensors.
 
     Attributes:
-        graph: What happens.
+        steps: What happens.
         layout: What it takes and returns.
         specs: The tensors that it takes.
     """
 
-    graph: GraphModule
+    steps: list[graphs.Step]
     layout: Layout
     specs: list[Spec]
 
@@ -101,7 +101,8 @@ def spec_of(tensor: Tensor) -> Spec:
 
 def sketch(program: Program) -> Sketch:
     """Return what is needed to compile a program."""
-    return Sketch(program.graph, program.layout, [spec_of(t) for t in program.arguments])
+    specs = [spec_of(tensor) for tensor in program.arguments]
+    return Sketch(graphs.written(program.graph), program.layout, specs)
 
 
 def in_place(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
@@ -151,7 +152,7 @@ def _shape(program: Sketch) -> Shape:
         Unlisted: It is more than kernels.
     """
     layout, arguments = program.layout, program.arguments()
-    graph, by_rows = joined(program.graph, layout, arguments)
+    graph, by_rows = joined(graphs.read(program.steps), layout, arguments)
     if any(node.target in _LIBRARY_CALLS for node in graph.graph.nodes):
         msg = "it calls libraries"
         raise inductor.Unlisted(msg)
@@ -213,7 +214,7 @@ def compile_request(request: Request) -> None:
 def _compile_whole(program: Sketch, path: Path, num_threads: int) -> None:
     """Compile a program to code that takes and returns tensors."""
     arguments = program.arguments()
-    function = in_place(program.graph, program.layout)
+    function = in_place(graphs.read(program.steps), program.layout)
     graph = inductor.decompose(function, arguments, rows.DECOMPOSITIONS)
     graph = inductor.decompose(graph, arguments, rows.LOOPS)
     inductor.build(graph, arguments, path, num_threads)

@@ -21,7 +21,7 @@ from streamflow.pipeline import inductor, libraries, native
 from streamflow.pipeline.compilation import Job, Request, sketch
 from streamflow.pipeline.recording import Recording
 
-FORMAT = 9
+FORMAT = 10
 """Counts changes of this package that make older code useless."""
 
 _PROGRAM = "from streamflow.pipeline.compilation import main; main()"
@@ -152,6 +152,6 @@ def _digest(request: Request) -> str:
         inductor.target(),
         sys.version,
         request.num_threads,
-        *((program.layout, program.specs, program.graph.code) for program in request.programs),
+        *((program.layout, program.specs, program.steps) for program in request.programs),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -1,10 +1,15 @@
 """Graphs as they are recorded: what must be taken out of them and put back."""
 
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx.node import map_aggregate, map_arg
 
 from streamflow.pipeline.holding import Unsupported
 
@@ -52,10 +57,69 @@ def lift_constants(graph: GraphModule, position: int) -> tuple[GraphModule, list
 
 
 def plain(graph: GraphModule) -> GraphModule:
-    """Return a graph that can travel: a recorded one knows its recorder, which cannot."""
+    """Return a graph by itself: a recorded one knows its recorder."""
     plain = torch.fx.Graph()
     plain.output(plain.graph_copy(graph.graph, {}))
     return GraphModule(nn.Module(), plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Stands for what an earlier step returns."""
+
+    step: int
+
+
+Step = tuple[str, str, Any, Any, Any]
+"""What a node is, its name, its operation, arguments and named arguments."""
+
+
+def written(graph: GraphModule) -> list[Step]:
+    """Return a graph as data.
+
+    Torch's own way to pickle one runs it again, which makes constants of zeros and the like.
+
+    Raises:
+        Unsupported: It calls what has no name.
+    """
+    nodes = list(graph.graph.nodes)
+    places: dict[Any, Any] = {node: Result(step) for step, node in enumerate(nodes)}
+
+    def standing(value: Any) -> Any:
+        return map_arg(value, places.__getitem__)
+
+    return [
+        (node.op, node.name, _name(node.target), standing(node.args), standing(node.kwargs))
+        for node in nodes
+    ]
+
+
+def read(steps: Sequence[Step]) -> GraphModule:
+    """Return the graph that was written."""
+    graph = torch.fx.Graph()
+    nodes: list[torch.fx.Node] = []
+
+    def given(value: Any) -> Any:
+        return nodes[value.step] if isinstance(value, Result) else value
+
+    for op, name, target, args, kwargs in steps:
+        operation = _operation(target) if op == "call_function" else target
+        arguments = map_aggregate(args, given), map_aggregate(kwargs, given)
+        nodes.append(graph.create_node(op, operation, *arguments, name=name))
+    return GraphModule(nn.Module(), graph)
+
+
+def _name(target: Any) -> Any:
+    if isinstance(target, str) or target is operator.getitem:
+        return target
+    if not isinstance(target, torch._ops.OpOverload):
+        msg = f"the network cannot be recorded: it calls {target}"
+        raise Unsupported(msg)
+    return str(target)
+
+
+def _operation(target: Any) -> Any:
+    return target if callable(target) else attrgetter(target)(torch.ops)
 
 
 def source(node: torch.fx.Node) -> torch.fx.Node:

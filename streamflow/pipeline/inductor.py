@@ -12,6 +12,9 @@ from torch.fx import GraphModule
 
 aten = torch.ops.aten
 
+# Where the compiler writes which operations a library calls through torch's dispatcher.
+_OPERATIONS = "*.wrapper.json"
+
 
 def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
     """Run ``function`` on stand-ins for tensors and write down what it does, derivatives included.
@@ -27,8 +30,14 @@ def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMo
     fakes = [mode.from_tensor(tensor) for tensor in arguments]
     # This operation writes running statistics without saying so.
     table: dict[Any, Callable[..., Any]] = dict(get_decompositions([aten.native_batch_norm]))
-    with mode:
-        return make_fx(function, decomposition_table=table)(*fakes)
+    is_enabled = torch._C._get_mkldnn_enabled()
+    # Without this library the layers of an LSTM are what they consist of, as those of a GRU are.
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with mode:
+            return make_fx(function, decomposition_table=table)(*fakes)
+    finally:
+        torch._C._set_mkldnn_enabled(is_enabled)
 
 
 def without_writes(graph: GraphModule, arguments: Sequence[Tensor]) -> GraphModule:
@@ -176,11 +185,14 @@ def build(graph: GraphModule, arguments: Sequence[Tensor], path: Path, num_threa
     from torch._inductor.compile_fx import compile_fx_aot
 
     _no_outer_fusion()
+    before = set(path.parent.glob(_OPERATIONS))
     compile_fx_aot(
         graph,
         list(arguments),
         config_patches={"aot_inductor.output_path": str(path), **_settings(num_threads)},
     )
+    for found in set(path.parent.glob(_OPERATIONS)) - before:
+        found.rename(path.with_suffix(".json"))  # where what loads the library looks for it
 
 
 def cache_folder() -> Path:

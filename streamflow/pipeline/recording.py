@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamflow.pipeline import graphs, inductor, noise, trees
 from streamflow.pipeline.formulas import Formula, Settings
@@ -16,6 +17,8 @@ from streamflow.pipeline.messages import Sample
 from streamflow.pipeline.programs import Kind, Layout, Program
 from streamflow.pipeline.stage import Stage, call
 from streamflow.pipeline.updates import norm_factor
+
+_MOST_OPERATIONS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class _Recorder:
 
         def forward(state: "_State", given: Iterator[Tensor]) -> list[Tensor]:
             values = self._take(self.values, given)
-            with torch.no_grad():
+            with torch.no_grad(), _Limited():
                 outputs = self._call(values, {**state.weights, **state.buffers}, state)
             return [*self._new_values(state), *self._flat(outputs)]
 
@@ -384,6 +387,26 @@ class _Recorder:
         result.args = ([*(value for _, value in kept), *others],)
         graph.graph.eliminate_dead_code()
         return tuple(index for index, _ in kept)
+
+
+class _Counting:
+    """Refuses a forward of very many operations: to record it would hold up the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._count += 1
+        if self._count > _MOST_OPERATIONS:
+            msg = f"a forward has more than {_MOST_OPERATIONS} operations"
+            raise Unsupported(msg)
+        return func(*args, **(kwargs or {}))
+
+
+# Torch wraps a method that a mode itself has so that its first call imports the compiler: seconds.
+class _Limited(_Counting, TorchDispatchMode):  # type: ignore[no-untyped-call]  # __init_subclass__
+    """Counts every operation."""
 
 
 class _State:

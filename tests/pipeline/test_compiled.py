@@ -184,6 +184,62 @@ def test_networks_that_people_build(name: str) -> None:
     assert_close(net.state_dict(), other.state_dict())
 
 
+class Sequences(nn.Module):
+    """Recurrent layers of torch's own, over three steps, under a mask that the forward makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"batch_first": True, "dtype": torch.float64}
+        self.lstm, self.gru = nn.LSTM(3, 4, **options), nn.GRU(4, 3, **options)
+        self.head = nn.Linear(3, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x[:, None] * torch.ones(3, 3, dtype=x.dtype).tril() + torch.arange(3)[:, None]
+        y: Tensor = self.head(self.gru(self.lstm(steps)[0])[0][:, -1])
+        return y
+
+
+def test_recurrent_layers_over_a_window() -> None:
+    torch.manual_seed(0)
+    inputs, targets = stream(30, seed=5)
+    both(Sequences(), *in_calls(inputs, targets, 10, 20), optimizer=sgd)
+
+
+class Bags(nn.Module):
+    """Operations that compiled code leaves to torch itself, and random numbers between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(5, 4)
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(F.dropout(self.bag(x), 0.2))
+        return y
+
+
+def test_operations_that_the_compiler_has_no_code_for() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.randint(5, (12, 3)), torch.randn(12, 1)
+    net, plain = Bags(), Bags()
+    plain.load_state_dict(net.state_dict())
+    options: dict[str, Any] = {"optimizer": sgd, "seed": 1}
+    with learner(net, **options) as pipe:
+        with learner(plain, **options, compile=False) as other:
+            for call in in_calls(inputs, targets, 4, 8):
+                assert_close(pipe.process(**call), other.process(**call), 1e-5)
+        assert pipe.learning == "compiled"
+
+
+def test_a_forward_of_very_many_operations_is_not_recorded() -> None:
+    inputs, targets = stream(2, seed=0)
+    net = nn.Sequential(*chain(["linear"], 0), *[nn.Tanh() for _ in range(1001)])
+    with learner(net) as pipe:
+        pipe.process(inputs, targets)
+        pipe.process(inputs, targets)
+        assert pipe.learning == "eager: a forward has more than 1000 operations"
+
+
 class Tempered(nn.Module):
     """Divides by an attribute that somebody changes while it learns."""
 

@@ -1,16 +1,18 @@
 """Networks that draw random numbers: compiled code takes those that eager stages would have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from streamflow.pipeline import Pipeline
+from streamflow.pipeline import Pipeline, inductor, noise
 from tests.pipeline.networks import chain, stream
-from tests.pipeline.test_compiled import both, in_calls, learner, sgd
+from tests.pipeline.test_compiled import both, in_calls, learner
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("cache")]
 
@@ -56,52 +58,54 @@ def calls(*bounds: int, seed: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [nn.Dropout(0.3)],
-        [nn.Dropout(0.3), nn.AlphaDropout(0.2), nn.Dropout(0.0)],
-        [Changed(adds_noise)],
-        [Changed(fills)],
-        [Changed(draws_for_nothing)],
-    ],
-    ids=["dropout", "more", "noise", "fills", "unused"],
-)
-def test_random_numbers_are_those_of_eager_learning(layers: Sequence[nn.Module]) -> None:
+def drops() -> nn.Sequential:
+    return several(nn.Dropout(0.3), nn.AlphaDropout(0.2), nn.Dropout(0.0))
+
+
+def noises() -> nn.Sequential:
+    return several(Changed(adds_noise), Changed(fills), Changed(draws_for_nothing))
+
+
+@pytest.mark.parametrize("make", [drops, noises])
+def test_random_numbers_are_those_of_eager_learning(make: Callable[[], nn.Module]) -> None:
     before = torch.get_rng_state()
-    pipe, _ = both(several(*layers), *calls(20, 21, 35), seed=5)
+    pipe, _ = both(make(), *calls(20, 21, 35), seed=5)
     assert pipe.counters["skipped"] == [1]
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Reader(nn.Module):
-    """An encoder layer as people build it, dropout included, over three tokens."""
+def test_an_encoder_draws_where_it_always_does() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    x = torch.randn(1, 3, 4)
+    seen: list[torch.Size] = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        self.head = nn.Linear(12, 2)
+    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]  # __init_subclass__
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                seen.append(result.shape)
+            return result
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.layer(x).flatten(1))
-        return y
+    with Seen():  # type: ignore[no-untyped-call]
+        layer(x)
+    weights = dict(layer.named_parameters())
 
+    def call(x: Tensor, *given: Tensor) -> list[Tensor]:
+        return [functional_call(layer, dict(zip(weights, given, strict=True)), (x,))]
 
-def test_an_encoder_with_dropout_is_compiled() -> None:
-    torch.manual_seed(0)
-    inputs, targets = torch.randn(12, 3, 4), torch.randn(12, 2)
-    net, plain = Reader(), Reader()
-    plain.load_state_dict(net.state_dict())
-    options: dict[str, Any] = {"optimizer": sgd, "seed": 1}
-    with learner(net, **options) as pipe, learner(plain, **options, compile=False) as other:
-        for call in in_calls(inputs, targets, 4, 8):
-            found, wanted = pipe.process(**call), other.process(**call)
-            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
-        assert pipe.learning == "compiled"
+    arguments = [x, *weights.values()]
+    graph = inductor.without_writes(inductor.record(call, arguments), arguments)
+    graph, found = noise.lift(graph, 1)
+    assert [drawn.shape for drawn in found] == seen
+    assert len(seen) == 4
+    given = [node.name for node in graph.graph.find_nodes(op="placeholder")]
+    assert given[1:5] == [f"noise_{k}" for k in range(4)]
 
 
 def test_predictions_meanwhile_leave_the_numbers_as_they_are() -> None:
-    net, plain = several(nn.Dropout()), several(nn.Dropout())
+    net, plain = drops(), drops()
     inputs, targets = stream(30, seed=1)
     with learner(net, seed=2) as pipe, learner(plain, seed=2, compile=False) as other:
         for call in in_calls(inputs, targets, 15):
@@ -115,7 +119,7 @@ def test_a_mode_that_brings_dropout_draws_from_the_seed() -> None:
     inputs, targets = stream(20, seed=3)
 
     def outputs(**options: Any) -> Tensor:
-        net = several(nn.Dropout()).eval()
+        net = drops().eval()
         with learner(net, seed=4, **options) as pipe:
             pipe.process(inputs, targets)
             pipe.infer(inputs)
