@@ -10,8 +10,9 @@ The eager loop is PyTorch's own with one thread and with two, whichever is faste
 is made for each perceptron, with one thread (-O3 -march=native -ffast-math, update fused into
 backward). The pipeline has one stage or two, these inline or in threads; the ratio takes the best.
 
-Three tables more: two stages beside one, how long `process` of one sample takes beside an eager
-step (50th and 99th percentile of a round), and prediction without learning, 256 samples waiting.
+Four tables more: two stages beside one, how long `process` of one sample takes beside an eager
+step (50th and 99th percentile of a round), prediction without learning, 256 samples waiting, and a
+stream whose every second sample has no label.
 Where a network has one output, River learns the same stream one record at a time, as its users do:
 without a network, which River has none of, but by its linear regression.
 """
@@ -46,6 +47,7 @@ PIPELINES = (
     ("pipeline, 2 stages in threads", 2, "threads"),
 )
 SINGLE = "process of one sample"
+SECOND = "every second: eager, 1 thread", "every second: process"
 
 
 class Recurrent(nn.Module):
@@ -61,6 +63,18 @@ class Recurrent(nn.Module):
         """Take one sample of the sequence."""
         self.h = self.cell(x, self.h)
         return self.head(self.h)  # type: ignore[no-any-return]
+
+
+class Window(nn.Module):
+    """An LSTM over a window of steps, with a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take the steps of one sample."""
+        return self.head(self.body(x)[0][:, -1])  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
@@ -97,11 +111,18 @@ class Network:
     cut: tuple[str, ...] = ()
 
 
-def perceptron(*widths: int) -> nn.Module:
+def perceptron(*widths: int) -> nn.Sequential:
     """Return layers with tanh between them, ReLU in a network of two."""
     activation = nn.ReLU if len(widths) == 3 else nn.Tanh
     parts = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), activation())]
     return nn.Sequential(*parts[:-1])
+
+
+def with_dropout(*widths: int) -> nn.Module:
+    """Return the same with dropout behind every activation."""
+    layers = perceptron(*widths)
+    parts = [(layer, nn.Dropout(0.1)) if n % 2 else (layer,) for n, layer in enumerate(layers)]
+    return nn.Sequential(*(part for layer in parts for part in layer))
 
 
 def convolutions() -> nn.Module:
@@ -127,6 +148,8 @@ NETWORKS = {
     "cnn": Network(convolutions, (3, 32, 32), 10, (1.2, None)),
     "gru-32": Network(Recurrent, (16,), 1, (10, None), state=("h",)),
     "transformer": Network(Encoder, (16, 64), 1, (3, None)),
+    "lstm-20-steps": Network(Window, (20, 8), 1, (1, None)),
+    "dropout-64x8": Network(partial(with_dropout, *[64] * 9), (64,), 64, (1, None)),
 }
 
 Run = Callable[[float], list[float]]
@@ -158,8 +181,8 @@ def stream(network: Network) -> tuple[Tensor, Tensor]:
     return inputs, torch.randn(WAITING, network.outputs, generator=generator)
 
 
-def eager_step(network: Network, num_threads: int) -> Run:
-    """Return the plain loop of PyTorch, a sample a call."""
+def eager_step(network: Network, num_threads: int, *, skips: bool = False) -> Run:
+    """Return the plain loop of PyTorch, a sample a call; it may only predict every second one."""
     torch.manual_seed(0)
     net = network.make()
     optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
@@ -168,6 +191,10 @@ def eager_step(network: Network, num_threads: int) -> Run:
 
     def step(index: int) -> None:
         x, y = rows[index % WAITING]
+        if skips and index % 2:
+            with torch.no_grad():
+                net(x)
+            return
         optimizer.zero_grad()
         loss = F.mse_loss(net(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -251,12 +278,11 @@ def river(network: Network) -> Run:
     return lambda seconds: timed(seconds, step)
 
 
-def predictors(network: Network) -> Iterator[tuple[str, Run]]:
-    """Yield the ways to predict all that waits without learning."""
+def predictors(network: Network, learned: Pipeline) -> Iterator[tuple[str, Run]]:
+    """Yield the ways to predict all that waits without learning; one pipeline has learned."""
     torch.manual_seed(0)
     inputs, _ = stream(network)
     net = network.make()
-    shared = Pipeline(net, state=network.state)
     alone = Pipeline(net, state=network.state, compile=False)
 
     def plain(_: int) -> None:
@@ -271,14 +297,27 @@ def predictors(network: Network) -> Iterator[tuple[str, Run]]:
         return run
 
     yield "process, one by one", way(lambda _: alone.process(inputs))
-    yield "process", way(lambda _: shared.process(inputs))
-    yield "infer", way(lambda _: shared.infer(inputs))
+    yield "process", way(lambda _: learned.process(inputs))
+    yield "infer", way(lambda _: learned.infer(inputs))
     if not network.state:
         yield "module(batch)", way(plain)
 
 
+def every_second(network: Network, pipeline: Pipeline) -> Run:
+    """Return what learns every second sample of all that waits."""
+    inputs, targets = stream(network)
+    is_learned = torch.arange(WAITING) % 2 == 0
+
+    def run(seconds: float) -> list[float]:
+        torch.set_num_threads(1)
+        return timed(seconds, lambda _: pipeline.process(inputs, targets, learn=is_learned))
+
+    return run
+
+
 def ways(network: Network, folder: Path) -> Iterator[tuple[str, int, Run]]:
     """Yield every way to learn: its name, the samples of a call, and what runs it."""
+    alone: Pipeline | None = None
     for num_threads in (1, 2):
         yield f"eager, {num_threads} thread(s)", 1, eager_step(network, num_threads)
     for name, stages, executor in PIPELINES:
@@ -290,12 +329,16 @@ def ways(network: Network, folder: Path) -> Iterator[tuple[str, int, Run]]:
         print(f"  {name}: {pipeline.learning}")
         yield name, WAITING, run
         if stages == 1:
+            alone = pipeline
             yield SINGLE, 1, single(network, pipeline)
+    assert alone is not None
     if network.widths:
         yield "C++", 1, by_hand(network, folder)
     if network.widths and network.outputs == 1:
         yield "river, linear", 1, river(network)
-    for way, predictor in predictors(network):
+    yield SECOND[0], 1, eager_step(network, 1, skips=True)
+    yield SECOND[1], WAITING, every_second(network, alone)
+    for way, predictor in predictors(network, alone):
         yield f"predicts: {way}", WAITING, predictor
 
 
@@ -346,7 +389,9 @@ def measure(name: str, network: Network, rounds: int, seconds: float, folder: Pa
     assert alone is not None
     figures = [f"{rate:,.0f} | {rate / alone:.2f}" if rate else "|" for rate in others]
     stages = f"| {name} | {alone:,.0f} | {' | '.join(figures)} |"
-    return [learning, stages, latency, prediction + (" |" if network.state else "")]
+    eager_half, half = (middle[way] for way in SECOND)
+    halves = f"| {name} | {eager_half:,.0f} | {half:,.0f} | {half / eager_half:.1f} |"
+    return [learning, stages, latency, prediction + (" |" if network.state else ""), halves]
 
 
 HEADS = (
@@ -354,6 +399,7 @@ HEADS = (
     "| network | one stage, samples/s | two inline | ratio | two in threads | ratio |",
     "| network | eager step p50, µs | p99 | `process` of one p50, µs | p99 | ratio of p50 |",
     "| network | predicts one by one, samples/s | process | infer | module(batch) |",
+    "| network | eager, every second with a label, samples/s | process | ratio |",
 )
 
 

@@ -16,14 +16,23 @@ aten = torch.ops.aten
 _OPERATIONS = "*.wrapper.json"
 
 
+class LooksAtValues(Exception):
+    """What is recorded does not depend on shapes alone; says where."""
+
+
 def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
     """Run ``function`` on stand-ins for tensors and write down what it does, derivatives included.
 
     Raises:
-        Exception: Of any kind, where it looks at values, or at what has no stand-in.
+        LooksAtValues: It wants to know a value, or how many there are of a kind.
+        Exception: Of any kind, where something has no stand-in.
     """
     from torch._decomp import get_decompositions
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -36,6 +45,8 @@ def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMo
     try:
         with mode:
             return make_fx(function, decomposition_table=table)(*fakes)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise LooksAtValues(error.func) from error
     finally:
         torch._C._set_mkldnn_enabled(is_enabled)
 

@@ -91,7 +91,7 @@ class Line:
         """Learn samples as the workers, which are at rest, would, but on copies of all.
 
         Returns:
-            Outputs and what would be written, or None where something was not finite; and the
+            Outputs and what would be written, or None where nothing was learned; and the
             seconds that it took.
         """
         assert self.routine is not None
@@ -106,7 +106,7 @@ class Line:
         done = self.routine.run(work, rows, drain=False, threads=False)
         seconds = time.perf_counter() - start
         self.routine.place([0] * len(self.stages))
-        if any(done.skipped):
+        if not done.made[-1]:
             return None, seconds
         written = [
             tensor

@@ -274,6 +274,9 @@ class _Recorder:
             graph = inductor.record(run, arguments)
         except Unsupported:
             raise
+        except inductor.LooksAtValues as error:
+            msg = f"the network looks at values to decide what to compute ({error})"
+            raise Unsupported(msg) from error
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             msg = f"the network cannot be recorded: {first}"

@@ -239,9 +239,9 @@ def _rounding(dtype: torch.dtype, *, exactly: bool) -> float:
 
 
 def is_close(found: Tensor, wanted: Tensor, rounding: float) -> bool:
-    """Say whether tensors are the same, those of numbers to a part of the largest one."""
+    """Say whether tensors are the same, those of numbers to a part of the largest finite one."""
     if not trees.can_carry_gradient(wanted):
         return torch.equal(found, wanted)
     finite = wanted[wanted.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(found, wanted, rtol=rounding, atol=rounding * scale)
+    return torch.allclose(found, wanted, rtol=rounding, atol=rounding * scale, equal_nan=True)

@@ -95,6 +95,14 @@ def test_what_is_not_finite_is_skipped_as_ever() -> None:
     assert pipe.counters["skipped"] == [1]
 
 
+def test_code_is_tried_where_some_samples_are_not_finite() -> None:
+    inputs, targets = stream(60, seed=2)
+    targets[2::3] = 1e200
+    targets[3:25] = 1e200  # code is not tried where nothing is learned
+    pipe, _ = both(net_and_copy()[0], *in_calls(inputs, targets, 10, 20, 40))
+    assert pipe.counters["skipped"] == [int((targets[:, 0] == 1e200).sum())]
+
+
 def test_states_go_from_compiled_to_eager_and_back() -> None:
     inputs, targets = stream(60, seed=3)
     nets = [net_and_copy()[0] for _ in range(3)]

@@ -301,6 +301,13 @@ class Choosing(Counting):
         return x * self.weight if x.sum() > 0 else x + self.weight
 
 
+class Picking(Counting):
+    """Computes with as many values as are large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + x[x > 0].sum()
+
+
 class Writing(Counting):
     """Writes a tensor that is no buffer."""
 
@@ -325,7 +332,8 @@ class Annotated(Counting):
     [
         (Counting(), {}, "a forward changes Counting.calls"),
         (Hidden(), {}, "a forward changes Hidden.last"),
-        (Choosing(), {}, "the network cannot be recorded"),
+        (Choosing(), {}, "the network looks at values to decide what to compute"),
+        (Picking(), {}, "looks at values .*nonzero"),
         (Writing(), {}, "a forward writes a tensor that is neither"),
         (Annotated(), {"loss": lambda o, t: F.mse_loss(o["y"], t)}, "returns more than tensors"),
         (Counting(), {"optimizer": partial(torch.optim.Rprop, lr=0.1)}, "Rprop is not among"),
