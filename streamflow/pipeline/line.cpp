@@ -58,6 +58,8 @@ struct StageOptions {
     long is_newest;  // run backward with the newest sample's input
     long num_inputs;
     const Places* inputs;  // ring of `num_slots`
+    long num_noises;
+    const Places* noises;  // ring of the random numbers that a forward takes behind its inputs
     long num_snapshots;
     const Places* snapshots;  // ring of what a forward writes, as it was before
     const long* written;      // which of the held these are
@@ -71,6 +73,7 @@ struct StageOptions {
 struct StageCall {
     char* const* learn_held;
     char* const* forward_held;
+    const Places* noises;
     Places factors;  // by updates made in this call
     long made;       // out: updates
     long skipped;    // out: samples passed over since something was not finite
@@ -81,7 +84,7 @@ struct Call {
     long count;
     long is_draining;
     const Places* inputs;
-    const Places* labels;  // random numbers, targets and weights
+    const Places* labels;  // targets and weights
     long num_labels;
     const Places* outputs;
     long num_outputs;
@@ -226,6 +229,7 @@ private:
         auto& own = call_->stages[0];
         std::vector<char*> rows{own.factors.first}, outputs;
         std::vector<Places> places(call_->inputs, call_->inputs + stage.options.num_inputs);
+        places.insert(places.end(), own.noises, own.noises + stage.options.num_noises);
         places.insert(places.end(), call_->labels, call_->labels + call_->num_labels);
         for (const auto& place : places) rows.push_back(place.first);
         for (long i = 0; i < call_->num_outputs; ++i) outputs.push_back(call_->outputs[i].first);
@@ -287,13 +291,17 @@ private:
         for (auto& stage : stages_) wake(*stage);
     }
 
-    // Rows of a sample's inputs: in the call, or in the stage's ring.
+    // Rows of a sample's inputs and random numbers: in the call, or in the stage's rings.
     void push_inputs(Stage& stage, long s, long number) {
         const auto& options = stage.options;
         const bool in_ring = s || options.lag;
         const Places* const places = in_ring ? options.inputs : call_->inputs;
         const long index = in_ring ? number % options.num_slots : number - base_;
         for (long i = 0; i < options.num_inputs; ++i) stage.rows.push_back(places[i].at(index));
+        const bool is_last = s + 1 == size();
+        const Places* const noises = is_last ? call_->stages[s].noises : options.noises;
+        const long place = is_last ? number - base_ : number % options.num_slots;
+        for (long i = 0; i < options.num_noises; ++i) stage.rows.push_back(noises[i].at(place));
     }
 
     void keep(Stage& stage, long s, long number) {
@@ -303,6 +311,9 @@ private:
             for (long i = 0; i < options.num_inputs; ++i)
                 std::memcpy(options.inputs[i].at(slot), call_->inputs[i].at(number - base_),
                             options.inputs[i].size);
+        for (long i = 0; i < options.num_noises; ++i)
+            std::memcpy(options.noises[i].at(slot), call_->stages[s].noises[i].at(number - base_),
+                        options.noises[i].size);
         char* const* held = call_->stages[s].forward_held;
         for (long i = 0; i < options.num_snapshots; ++i)
             std::memcpy(options.snapshots[i].at(slot), held[options.written[i]],

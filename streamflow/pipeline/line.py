@@ -1,7 +1,7 @@
 """All stages of a pipeline as compiled code, beside the eager ones that they take over from."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -35,8 +35,6 @@ class Line:
         self._num_inputs = len(stages[0].recording.inputs)
         layout = recording.learn.layout
         self._num_labels = layout.others + layout.weights
-        self._noises = stages[0].recording.forward.noises
-        self._randomness = stages[0].stage.randomness
 
     def __repr__(self) -> str:
         state = "nothing yet" if self.routine is None else "ready"
@@ -72,8 +70,7 @@ class Line:
         """
         made = self.stages[0].stage.updates.made
         work = [stage.work(len(is_learned) + self._most_held) for stage in self.stages]
-        drawn = self._drawn(len(is_learned), self._randomness.draw)
-        rows = self._rows(samples, drawn, is_learned)
+        rows = self._rows(samples, self._draw(len(is_learned)), is_learned)
         done = self._run(work, rows, drain=False, threads=threads)
         outputs: Any = rows.outputs[0]
         if not self._structure.is_leaf():
@@ -98,10 +95,7 @@ class Line:
         self._load(workers)
         updates = len(is_learned) + self._most_held
         work = [stage.copy_of(stage.work(updates)) for stage in self.stages]
-        drawn = self._drawn(
-            len(is_learned), partial(self._randomness.replay, state=self._randomness.state)
-        )
-        rows = self._rows(samples, drawn, is_learned)
+        rows = self._rows(samples, self._foresee(len(is_learned)), is_learned)
         start = time.perf_counter()
         done = self.routine.run(work, rows, drain=False, threads=False)
         seconds = time.perf_counter() - start
@@ -157,25 +151,42 @@ class Line:
         assert self.routine is not None
         return len(self.routine.slots[0])
 
-    def _drawn(
-        self, count: int, borrow: Callable[[Callable[[], list[Tensor]]], list[Tensor]]
-    ) -> list[Tensor]:
-        """Draw the random numbers of so many samples from a generator that is borrowed."""
-        if not self._noises:
-            return []
-        return borrow(lambda: noise.draw(self._noises, count))
+    def _draw(self, count: int) -> list[Tensor]:
+        """Draw the random numbers of the samples that come next; remember how."""
+        assert self.routine is not None
+        found: list[Tensor] = []
+        for stage, slots in zip(self.stages, self.routine.slots, strict=True):
+            noises = stage.recording.noises
+            if noises:
+                kept = len(slots) if len(self.stages) > 1 else 0
+                draw = partial(noise.draw, noises, count, kept)
+                drawn, states = stage.stage.randomness.draw(draw)
+                found += drawn
+                last = self.routine.numbers()[0].stop + count
+                for n, state in enumerate(states, last - len(states)):
+                    slots.states[n % len(slots)] = state
+        return found
+
+    def _foresee(self, count: int) -> list[Tensor]:
+        """Draw the same, and leave it to be drawn again."""
+        found: list[Tensor] = []
+        for stage in self.stages:
+            if stage.recording.noises:
+                found += _replayed(stage, count, stage.stage.randomness.state)
+        return found
 
     def _rows(
-        self, samples: Sequence[Tensor], drawn: Sequence[Tensor], is_learned: Sequence[bool]
+        self, samples: Sequence[Tensor], noises: Sequence[Tensor], is_learned: Sequence[bool]
     ) -> Rows:
         count = len(is_learned)
         outputs = [torch.empty((count, *shape), dtype=dtype) for shape, dtype in self._outputs]
         inputs, labels = samples[: self._num_inputs], samples[self._num_inputs :]
         if not count:
             inputs = [torch.empty(0)] * self._num_inputs
+            noises = [torch.empty(0)] * sum(len(stage.recording.noises) for stage in self.stages)
         if True not in is_learned:
             labels = [torch.empty(0)] * self._num_labels
-        return Rows(inputs, [*drawn, *labels], outputs, bytes(is_learned), count)
+        return Rows(inputs, noises, labels, outputs, bytes(is_learned), count)
 
     def _run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
         assert self.routine is not None
@@ -198,6 +209,11 @@ class Line:
                 names = self.stages[index].recording.snapshots
                 _fill(slots.inputs, n, trees.tensors(sample.values))
                 _fill(slots.snapshots, n, [buffers[name] for name in names])
+                if slots.noises:
+                    assert sample.random is not None
+                    drawn = _replayed(self.stages[index], 1, sample.random)
+                    _fill(slots.noises, n, [tensor[0] for tensor in drawn])
+                    slots.states[n % len(slots)] = sample.random
             for n, gradient in zip(numbers, gradients, strict=False):
                 slots.is_empty[n % len(slots)] = gradient.values is None
                 if gradient.values is not None:
@@ -216,7 +232,8 @@ class Line:
         names = stage.recording.snapshots
         values = pytree.tree_unflatten(_copies(slots.inputs, n), stage.recording.values)
         buffers = dict(zip(names, _copies(slots.snapshots, n), strict=True))
-        return stage.stage.recalled(Sample(number, True), values, buffers)
+        random = slots.states[n % len(slots)]
+        return stage.stage.recalled(Sample(number, True), values, buffers, random)
 
     def _gradient(self, index: int, n: int) -> Gradient:
         assert self.routine is not None
@@ -226,6 +243,13 @@ class Line:
         found = iter(_copies(slots.gradients, n))
         reached = self.stages[index].recording.reached
         return Gradient([next(found) if is_there else None for is_there in reached])
+
+
+def _replayed(stage: CompiledStage, count: int, state: Tensor) -> list[Tensor]:
+    """Draw the random numbers of so many samples again."""
+    draw = partial(noise.draw, stage.recording.noises, count, 0)
+    drawn: list[Tensor] = stage.stage.randomness.replay(draw, state)[0]
+    return drawn
 
 
 def _fill(rings: Sequence[Tensor], n: int, tensors: Sequence[Tensor]) -> None:

@@ -55,6 +55,8 @@ class _StageOptions(ctypes.Structure):
         ("is_newest", ctypes.c_long),
         ("num_inputs", ctypes.c_long),
         ("inputs", ctypes.c_void_p),
+        ("num_noises", ctypes.c_long),
+        ("noises", ctypes.c_void_p),
         ("num_snapshots", ctypes.c_long),
         ("snapshots", ctypes.c_void_p),
         ("written", ctypes.c_void_p),
@@ -69,6 +71,7 @@ class _StageCall(ctypes.Structure):
     _fields_ = (
         ("learn_held", ctypes.c_void_p),
         ("forward_held", ctypes.c_void_p),
+        ("noises", ctypes.c_void_p),
         ("factors", _Places),
         ("made", ctypes.c_long),
         ("skipped", ctypes.c_long),
@@ -201,11 +204,17 @@ class Native:
         calls = (_StageCall * len(recordings))()
         self._calls = [_Bound(call) for call in calls]
         inputs, labels, outputs = (
-            (_Places * len(sizes))(*[_Places(None, size) for size in sizes])
+            _as_places(sizes)
             for sizes in (_sizes(recordings[0].inputs), _label_sizes(last), _sizes(last.outputs))
         )
-        self._rows = [*inputs, *labels, *outputs]
-        self._alive += [calls, inputs, labels, outputs]
+        noises = [
+            _as_places(_sizes([(noise.shape, noise.dtype) for noise in recording.noises]))
+            for recording in recordings
+        ]
+        for call, own in zip(calls, noises, strict=True):
+            call.noises = ctypes.addressof(own)
+        self._rows = [*inputs, *(place for own in noises for place in own), *labels, *outputs]
+        self._alive += [calls, inputs, noises, labels, outputs]
         self._steps = (ctypes.c_long * 1)()
         self._call = _Call(
             stages=ctypes.addressof(calls),
@@ -228,9 +237,8 @@ class Native:
             if own is not stage.work:
                 stage.bind(own)
             stage.call.made = stage.call.skipped = 0
-        for place, tensor in zip(
-            self._rows, (*rows.inputs, *rows.labels, *rows.outputs), strict=True
-        ):
+        tensors = (*rows.inputs, *rows.noises, *rows.labels, *rows.outputs)
+        for place, tensor in zip(self._rows, tensors, strict=True):
             place.first = tensor.data_ptr()
         if count > len(self._steps):
             self._steps = (ctypes.c_long * count)()
@@ -285,13 +293,15 @@ class Native:
             library, stage.memory = code.library, code.memory
             self._library_codes.append(code)
         written = (ctypes.c_long * len(recording.snapshots))(*recording.snapshots.values())
-        places = [_places(part) for part in (slots.inputs, slots.snapshots, slots.gradients)]
+        rings = slots.inputs, slots.noises, slots.snapshots, slots.gradients
+        places = [_places(part) for part in rings]
         self._alive += [written, *places]
         stage.learn, stage.forward = _function(library.learn), _function(library.forward)
         stage.flush = _function(library.flush)
         stage.lag, stage.is_greedy = order.lag, order.is_greedy
-        stage.num_inputs, stage.num_snapshots, stage.num_gradients = map(len, places)
-        stage.inputs, stage.snapshots, stage.gradients = map(ctypes.addressof, places)
+        counts, firsts = map(len, places), map(ctypes.addressof, places)
+        stage.num_inputs, stage.num_noises, stage.num_snapshots, stage.num_gradients = counts
+        stage.inputs, stage.noises, stage.snapshots, stage.gradients = firsts
         stage.written = ctypes.addressof(written)
         stage.is_empty, stage.num_slots = slots.is_empty.data_ptr(), len(slots)
 
@@ -339,10 +349,14 @@ def _sizes(kinds: Sequence[Kind]) -> list[int]:
 
 
 def _label_sizes(recording: Recording) -> list[int]:
-    """Return the bytes of a sample's random numbers, targets and weights."""
+    """Return the bytes of a sample's targets and weights."""
     layout, arguments = recording.learn.layout, recording.learn.arguments
-    count = len(recording.learn.noises) + layout.others + layout.weights
+    count = layout.others + layout.weights
     return [size_of(tensor) for tensor in arguments[len(arguments) - count :]]
+
+
+def _as_places(sizes: Sequence[int]) -> ctypes.Array[_Places]:
+    return (_Places * len(sizes))(*[_Places(None, size) for size in sizes])
 
 
 def _places(rings: Sequence[Tensor]) -> ctypes.Array[_Places]:

@@ -71,17 +71,21 @@ def lift(graph: GraphModule, place: int) -> tuple[GraphModule, list[Noise]]:
     return graph, found
 
 
-def draw(noises: Sequence[Noise], count: int) -> list[Tensor]:
+def draw(noises: Sequence[Noise], count: int, kept: int) -> tuple[list[Tensor], list[Tensor]]:
     """Draw the numbers of so many samples, one after another, from torch's generator.
 
     Returns:
-        For each of the noises a tensor (count, *shape).
+        For each of the noises a tensor (count, *shape); and the generator's states before each of
+        the last samples, so many as are to be kept.
     """
     drawn = [torch.empty((count, *noise.shape), dtype=noise.dtype) for noise in noises]
-    for rows in zip(*(tensor.unbind() for tensor in drawn), strict=True):
+    states = []
+    for number, rows in enumerate(zip(*(tensor.unbind() for tensor in drawn), strict=True)):
+        if count - number <= kept:
+            states.append(torch.get_rng_state())
         for noise, row in zip(noises, rows, strict=True):
             noise.fill(row, *noise.numbers)
-    return drawn
+    return drawn, states
 
 
 def _is_random(node: Node) -> bool:

@@ -68,8 +68,8 @@ class Pipeline:
             goes on for ten seconds, and then learns all samples that wait in one call of
             compiled code: each by an update of its own as ever, equal to rounding. True waits for
             the compiler. That takes a C++ compiler, all stages on the CPU, SGD, Adam, AdamW,
-            RMSprop or Adagrad, and no ``accumulate``; with several stages neither dropout, nor
-            ``stashed``, nor clipping over the ``network`` either.
+            RMSprop or Adagrad, and no ``accumulate``; with several stages neither ``stashed`` nor
+            clipping over the ``network`` either.
             Where it cannot be, or is not faster, learning stays eager, and :attr:`learning` and a
             warning say why. Unless it is False, samples that wait and are not learned share one
             forward, where the network is found to treat each row of a batch as if it were alone.

@@ -56,6 +56,11 @@ class Recording:
     gradients: list[Kind]
 
     @property
+    def noises(self) -> list[noise.Noise]:
+        """Random numbers that a forward draws."""
+        return self.forward.noises
+
+    @property
     def programs(self) -> list[Program]:
         """The learning and the forward."""
         return [self.learn, self.forward]
@@ -77,10 +82,7 @@ def record(
     values: Any = (inputs,)
     for recorder in recorders:
         recorder.values = values
-        noises = recorder.record_forward()
-        if noises and len(stages) > 1:
-            msg = "the network draws random numbers, and has several stages"
-            raise Unsupported(msg)
+        recorder.record_forward()
         values = recorder.like_outputs()
     recorders[-1].record_step(target, weight)
     for recorder, behind in zip(recorders[-2::-1], recorders[:0:-1], strict=True):
@@ -139,9 +141,7 @@ class _Recorder:
         tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in self._outputs]
         return pytree.tree_unflatten(tensors, self._structure)
 
-    def record_forward(self) -> list[noise.Noise]:
-        """Record the forward; return what random numbers it draws."""
-
+    def record_forward(self) -> None:
         def forward(state: "_State", given: Iterator[Tensor]) -> list[Tensor]:
             values = self._take(self.values, given)
             with torch.no_grad(), _Limited():
@@ -153,7 +153,6 @@ class _Recorder:
         names = list(self.holding.buffers)
         first = len(self.holding.places) - len(names)
         self._snapshots = {names[i - first]: i for i in self._forward.layout.written}
-        return self._forward.noises
 
     def record_step(self, target: Any, weight: Tensor | None) -> None:
         weights = [] if weight is None else [weight]

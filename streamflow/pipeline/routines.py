@@ -31,13 +31,15 @@ class Rows:
 
     Attributes:
         inputs: Tensors of the inputs.
-        labels: Tensors of random numbers, targets and weights.
+        noises: Likewise of random numbers, stage by stage.
+        labels: Likewise of targets and weights.
         outputs: Where outputs go.
         is_learned: A byte for each.
         count: How many.
     """
 
     inputs: Sequence[Tensor]
+    noises: Sequence[Tensor]
     labels: Sequence[Tensor]
     outputs: Sequence[Tensor]
     is_learned: bytes

@@ -152,10 +152,24 @@ class Stage:
         self._version += 1
         self._newest = held[-1] if held else None
 
-    def recalled(self, sample: Sample, values: tuple[Any, ...], buffers: dict[str, Tensor]) -> Held:
-        """Return a sample in flight that something else forwarded; buffers as it wrote them."""
+    def recalled(
+        self,
+        sample: Sample,
+        values: tuple[Any, ...],
+        buffers: dict[str, Tensor],
+        random: Tensor | None,
+    ) -> Held:
+        """Return a sample in flight that something else forwarded.
+
+        Args:
+            sample: The sample.
+            values: What the stage was called with.
+            buffers: Those that a forward writes, as they were before.
+            random: The random state before, where it matters.
+        """
         own = {**self.buffers.clone(), **buffers}
-        return Held(sample, values, buffers=own, random=self.randomness.state)
+        state = self.randomness.state if random is None else random
+        return Held(sample, values, buffers=own, random=state)
 
     def forward(self, sample: Sample, values: tuple[Any, ...]) -> tuple[Any, Held]:
         """Run the stage on a new sample; return detached outputs and what backward needs."""

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from streamflow.errors import StageError
 from streamflow.pipeline import Pipeline, switching
+from streamflow.pipeline.line import Line
 from streamflow.pipeline.native import Native, RaisedError
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.real_networks import CASES
@@ -95,11 +96,21 @@ def test_what_is_not_finite_is_skipped_as_ever() -> None:
     assert pipe.counters["skipped"] == [1]
 
 
-def test_code_is_tried_where_some_samples_are_not_finite() -> None:
+def test_code_is_tried_until_some_samples_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    rehearse = Line.rehearse
+
+    def watched(self: Line, *arguments: Any) -> Any:
+        outputs, seconds = rehearse(self, *arguments)
+        found.append(outputs)
+        return outputs, seconds
+
+    monkeypatch.setattr(Line, "rehearse", watched)
     inputs, targets = stream(60, seed=2)
     targets[2::3] = 1e200
-    targets[3:25] = 1e200  # code is not tried where nothing is learned
+    targets[1:25] = 1e200
     pipe, _ = both(net_and_copy()[0], *in_calls(inputs, targets, 10, 20, 40))
+    assert [outputs is None for outputs in found] == [True, True, False]
     assert pipe.counters["skipped"] == [int((targets[:, 0] == 1e200).sum())]
 
 

@@ -158,14 +158,33 @@ def test_numbers_that_depend_on_more_than_shapes_are_not_compiled(
         assert operation in pipe.learning
 
 
+def in_stages() -> nn.Sequential:
+    return nn.Sequential(*chain(["linear"], 0), nn.Dropout(0.3), *noises(), nn.Dropout(0.2))
+
+
 @pytest.mark.parametrize("executor", ["inline", "threads"])
-def test_several_stages_that_draw_are_not_compiled(executor: str) -> None:
-    inputs, targets = stream(6, seed=0)
-    with learner(several(nn.Dropout()), stages=["2"], executor=executor) as pipe:
-        pipe.process(inputs, targets)
-        pipe.process(inputs, targets)
-        wanted = "eager: the network draws random numbers, and has several stages"
-        assert pipe.learning == wanted
+@pytest.mark.parametrize(
+    ("schedule", "backward"),
+    [("1f1b", "own"), ("sequential", "own"), ("lockstep", "newest")],
+)
+def test_every_stage_draws_its_own(schedule: str, backward: str, executor: str) -> None:
+    options = {"schedule": schedule, "backward": backward, "executor": executor}
+    both(in_stages(), *calls(20, 21, 35), seed=5, stages=["2", "6"], **options)
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads"])
+def test_numbers_in_flight_go_over_to_eager_stages_and_back(executor: str) -> None:
+    inputs, targets = stream(60, seed=6)
+    net, plain = in_stages(), in_stages()
+    options: dict[str, Any] = {"stages": ["2", "6"], "executor": executor, "seed": 7}
+    weighted = {"weights": torch.ones(7)}  # another kind of samples, with code of its own
+    with learner(net, **options) as pipe, learner(plain, **options, compile=False) as other:
+        for place, call in enumerate(in_calls(inputs, targets, 20, 27, 34, 41, 48, 55)):
+            given = call | (weighted if place % 2 else {})
+            found, wanted = pipe.process(**given), other.process(**given)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+        assert pipe.learning.startswith("compiled")
+    torch.testing.assert_close(net.state_dict(), plain.state_dict(), rtol=0, atol=1e-10)
 
 
 def test_a_loss_that_draws_is_not_compiled() -> None:
