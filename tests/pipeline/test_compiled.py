@@ -184,9 +184,8 @@ def test_a_thousand_samples_in_float32() -> None:
     assert_close(net.state_dict(), plain.state_dict(), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["residual", "encoder"])
-def test_networks_that_people_build(name: str) -> None:
-    case = CASES[name]
+def test_an_encoder_that_people_build() -> None:
+    case = CASES["encoder"]
     inputs, targets = case.stream(6)
     parts = [
         {"inputs": part_of(inputs, slice(n, n + 2)), "targets": part_of(targets, slice(n, n + 2))}
@@ -198,13 +197,13 @@ def test_networks_that_people_build(name: str) -> None:
         for part in parts:
             assert_close(pipe.process(**part), wanted.process(**part))
         # Torch 2.11 takes the attention of an encoder in float64 for one in float32.
-        is_torn = name == "encoder" and torch.__version__.startswith("2.11")
+        is_torn = torch.__version__.startswith("2.11")
         assert pipe.learning.startswith("eager: compiled code raises" if is_torn else "compiled")
     assert_close(net.state_dict(), other.state_dict())
 
 
 class Sequences(nn.Module):
-    """Recurrent layers of torch's own, over three steps, under a mask that the forward makes."""
+    """Recurrent layers of torch's own, over two steps, under a mask that the forward makes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +212,7 @@ class Sequences(nn.Module):
         self.head = nn.Linear(3, 3, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        steps = x[:, None] * torch.ones(3, 3, dtype=x.dtype).tril() + torch.arange(3)[:, None]
+        steps = x[:, None] * torch.ones(2, 3, dtype=x.dtype).tril() + torch.arange(2)[:, None]
         y: Tensor = self.head(self.gru(self.lstm(steps)[0])[0][:, -1])
         return y
 

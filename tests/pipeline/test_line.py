@@ -162,14 +162,14 @@ def test_gradients_in_flight_go_over_to_the_eager_stages_and_back(executor: str)
                 pipe.process(inputs[:5], targets[:5] if learn is None else None, learn),
                 wanted.process(inputs[:5], targets[:5] if learn is None else None, learn),
             )
-        for group in (*_groups(pipe), *_groups(wanted)):
+        for group in (*groups(pipe), *groups(wanted)):
             group["weight_decay"] = 0.1  # what the code does not know
         assert_close(pipe.process(inputs, targets), wanted.process(inputs, targets))
         assert pipe.learning.startswith("eager: settings of the optimizer change")
     assert_close(net.state_dict(), plain.state_dict())
 
 
-def _groups(pipe: Pipeline) -> Iterator[dict[str, Any]]:
+def groups(pipe: Pipeline) -> Iterator[dict[str, Any]]:
     for stage in pipe._stages:
         assert stage.updates.optimizer is not None
         yield from stage.updates.optimizer.param_groups
