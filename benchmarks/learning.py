@@ -292,6 +292,7 @@ def predictors(network: Network, learned: Pipeline) -> Iterator[tuple[str, Run]]
     def way(call: Callable[[int], object]) -> Run:
         def run(seconds: float) -> list[float]:
             torch.set_num_threads(1)
+            call(0)  # the first batch pays for its memory
             return timed(seconds, call)
 
         return run
