@@ -202,7 +202,7 @@ def compile_request(request: Request) -> None:
         except Exception:  # it calls libraries, or this version of the compiler writes other code
             shutil.rmtree(made, ignore_errors=True)
             libraries.build(libraries.LIBRARY)
-            for name, program in zip(native.NAMES, request.programs, strict=False):
+            for name, program in zip(native.NAMES, request.programs, strict=True):
                 _compile_whole(program, made / name, request.num_threads)
         with suppress(OSError):  # somebody else was faster
             made.rename(folder)

@@ -106,7 +106,7 @@ def kind_of(stages: Sequence[Stage], batch: Batch, options: Options) -> Kind:
     )
     pairs = list(zip(stages, recordings, strict=True))
     for stage, recording in pairs:
-        if recording.forward.noises:
+        if recording.noises:
             stage.randomness.is_used = True
     line = Line([CompiledStage(stage, recording) for stage, recording in pairs])
     compiler = Compiler(recordings, _num_threads(stages))

@@ -116,7 +116,7 @@ void* library_open(const char* learn_path, const long* learn_numbers, const char
     try {
         auto stage = std::make_unique<Stage>();
         stage->learn = std::make_unique<Code>(learn_path, learn_numbers);
-        if (forward_path) stage->forward = std::make_unique<Code>(forward_path, forward_numbers);
+        stage->forward = std::make_unique<Code>(forward_path, forward_numbers);
         return stage.release();
     } catch (const std::exception& error) {
         std::strncpy(message, error.what(), size - 1);

@@ -123,9 +123,9 @@ class _LibraryCode:
         self.library.library_close.argtypes = (ctypes.c_void_p,)
         self.library.library_limit.argtypes = (ctypes.c_void_p, ctypes.c_long)
         message = ctypes.create_string_buffer(_MESSAGE)
-        given: list[object] = [None] * 4
-        for index, (name, program) in enumerate(zip(NAMES, recording.programs, strict=False)):
-            given[2 * index : 2 * index + 2] = os.fsencode(folder / name), _numbers(program)
+        given: list[object] = []
+        for name, program in zip(NAMES, recording.programs, strict=True):
+            given += os.fsencode(folder / name), _numbers(program)
         self.memory = self.library.library_open(*given, message, ctypes.c_long(_MESSAGE))
         if not self.memory:
             raise RuntimeError(message.value.decode(errors="replace"))

@@ -275,7 +275,7 @@ def stage_code(programs: Sequence[Shape], num_threads: int) -> str:
 
     Args:
         programs: Its backward and update, or all of a sample in the last stage; and its forward
-            alone, without which there is no such function.
+            alone.
         num_threads: Threads that a kernel may use.
 
     Raises:
@@ -283,7 +283,7 @@ def stage_code(programs: Sequence[Shape], num_threads: int) -> str:
     """
     memory = _Memory()
     updates = _updates(programs[0], memory)
-    named = zip(("learn", "forward"), programs, strict=False)
+    named = zip(("learn", "forward"), programs, strict=True)
     listings = [_Listing(name, shape, memory, updates) for name, shape in named]
     functions = [_function(listing, num_threads) for listing in listings]
     flushed = (f"if ({update.flag}) {{ {update.apply()} }}" for update in updates.values())

@@ -339,7 +339,7 @@ class Switch:
         kind = self._kinds.get(key)
         flying = self._flying
         is_quiet = True not in batch.is_learned
-        if is_quiet:  # labels and weights do not matter
+        if is_quiet and self._kinds:  # labels and weights do not matter
             inputs = inputs_key(batch)
             tried = [other for other in self._kinds.values() if other.is_tried]
             fitting = (k for k in (flying, *tried, kind) if k is not None and k.inputs == inputs)
