@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamflow.pipeline import Pipeline
-from streamflow.pipeline.balance import cut_at
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.plan import Plan
-from streamflow.pipeline.planning import make_plan
-from streamflow.pipeline.profiling import profile
-from streamflow.pipeline.rehearsal import Subject
+from streamflow.pipeline.planning.balance import cut_at
+from streamflow.pipeline.planning.plan import Plan
+from streamflow.pipeline.planning.planning import make_plan
+from streamflow.pipeline.planning.profiling import profile
+from streamflow.pipeline.planning.rehearsal import Subject
 from streamflow.pipeline.schedule import orders
 
 ROUNDS = 5

@@ -43,7 +43,7 @@ from torch.nn import functional as F
 
 from streamflow import Graph, Model
 from streamflow.runtime.run import Run
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
 

@@ -19,7 +19,7 @@ import zmq
 from streamflow.contracts import Context
 from streamflow.records import Batch, Partition
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
-from streamflow_connectors.zeromq_frames import header_packer
+from streamflow_connectors.zeromq.frames import header_packer
 
 RECORDS = 100_000
 BATCH = 1000

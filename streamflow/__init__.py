@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamflow.errors import GraphError, Problem, StreamflowError
-    from streamflow.graph import Graph
+    from streamflow.graph.graph import Graph
     from streamflow.models.declaration import Model
     from streamflow.records import Batch, Record
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from streamflow.records import Batch, Partition, Place, Rejected
 
 if TYPE_CHECKING:
-    from streamflow.nodes import Source
+    from streamflow.nodes.declarations import Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from streamflow.callables import CallableError, Named, resolve
 from streamflow.errors import GraphError
 from streamflow.nodes import Declaration
+from streamflow.nodes.callables import CallableError, Named, resolve
 
 
 class Calling(Declaration):

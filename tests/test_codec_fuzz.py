@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamflow.codecs import CsvFormat, Format, JsonFormat, MsgpackFormat, RawFormat
+from streamflow.codecs.framing import MAX_PAYLOAD_BYTES
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow.framing import MAX_PAYLOAD_BYTES
 from streamflow.records import Batch, Partition
 from streamflow_connectors.files import FileSource
 

@@ -22,7 +22,7 @@ from streamflow.codecs import (
     encode,
     named_format,
 )
-from streamflow.framing import Splitter
+from streamflow.codecs.framing import Splitter
 from streamflow.records import Batch, Partition
 
 CSV = CsvFormat(fields=("a", "b"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamflow.cli.app import app
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
 
 TEXT = (Path(__file__).parents[1] / "docs/cookbook.md").read_text(encoding="utf-8")
 RECIPES = {

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamflow.codecs import CsvCodec
-from streamflow.delimited import read_cell, read_column
+from streamflow.codecs.cells import read_cell, read_column
 
 numbers = st.floats(allow_nan=False).map(repr) | st.integers().map(str)
 odd = st.sampled_from(

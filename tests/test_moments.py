@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.moments import Moments
+from streamflow.evaluation.moments import Moments
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9])

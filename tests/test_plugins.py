@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from streamflow.errors import MissingExtraError
-from streamflow.plugins import (
+from streamflow.nodes.plugins import (
     FORMATS,
     OPERATORS,
     SINKS,
@@ -53,7 +53,7 @@ def test_requiring_what_is_not_installed() -> None:
 def test_looking_for_types_imports_no_driver() -> None:
     code = (
         "import sys\n"
-        "from streamflow.plugins import *\n"
+        "from streamflow.nodes.plugins import *\n"
         "for group in (SOURCES, OPERATORS, SINKS, FORMATS):\n"
         "    for name in registered(group): load(group, name)\n"
         "sys.exit(bool({'torch', 'aiokafka', 'confluent_kafka'} & sys.modules.keys()))\n"

@@ -25,10 +25,17 @@ import torch
 from torch import Tensor
 
 from streamflow.pipeline import Pipeline
-from streamflow.pipeline.messages import Activation, Gradient, Message, Output, Result, Sample
+from streamflow.pipeline.running.worker import Worker
 from streamflow.pipeline.schedule import Action, Order, orders
-from streamflow.pipeline.stage import Stage
-from streamflow.pipeline.worker import Worker
+from streamflow.pipeline.stages.messages import (
+    Activation,
+    Gradient,
+    Message,
+    Output,
+    Result,
+    Sample,
+)
+from streamflow.pipeline.stages.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamflow.moments import Moments
+from streamflow.evaluation.moments import Moments
 
 GENERATED = {"independent": 0.0, "AR 0.9": 0.9, "AR 0.99": 0.99}
 FEATURES, TEACHER_WIDTH, NOISE = 8, 16, 0.1

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from streamflow.contracts import Context, Fetch, Reader, Writer
 from streamflow.errors import GraphError, Problem, RunStoppedError
-from streamflow.nodes import Sink, Source
+from streamflow.nodes.declarations import Sink, Source
 from streamflow.records import (
     Batch,
     Headers,
@@ -27,7 +27,7 @@ from streamflow.records import (
     estimate_bytes,
     to_columns,
 )
-from streamflow_connectors.pace import AS_FAST_AS_POSSIBLE, PacedReader, PaceField
+from streamflow_connectors.replay import AS_FAST_AS_POSSIBLE, PacedReader, PaceField
 
 _Item = TypeVar("_Item")
 

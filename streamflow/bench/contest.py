@@ -29,7 +29,7 @@ from streamflow.models.declaration import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
 from streamflow.pipeline import Pipeline
-from streamflow.pipeline.layers import layer_names
+from streamflow.pipeline.network.layers import layer_names
 
 Progress = Callable[[str, int, int], None]
 """Is told what comes next, how many steps are done, and how many there are."""

@@ -20,7 +20,7 @@ from streamflow.models.options import pipeline_options
 from streamflow.pipeline import Pipeline
 from streamflow.pipeline.checks import takes_target
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.updates import parameter_groups
+from streamflow.pipeline.stages.updates import parameter_groups
 
 
 @dataclass(frozen=True, slots=True)

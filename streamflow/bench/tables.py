@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamflow.bench.results import Result, Row
-from streamflow.pipeline.plan import seconds, size
+from streamflow.pipeline.planning.plan import seconds, size
 
 
 def result_tables(name: str, result: Result) -> RenderableType:

@@ -35,10 +35,10 @@ from pydantic_core import PydanticSerializationError
 
 from streamflow.checkpoints.names import name_of, unbound
 from streamflow.errors import Problem
-from streamflow.graph import SECTIONS, Graph
+from streamflow.graph.graph import SECTIONS, Graph
 from streamflow.models.declaration import Model
-from streamflow.nodes import Node
-from streamflow.validation import secret_options
+from streamflow.nodes.declarations import Node
+from streamflow.nodes.problems import secret_options
 
 WIDTH = 120
 """Longer values are shortened in messages."""

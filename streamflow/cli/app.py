@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from streamflow.cli import exit_codes
 from streamflow.cli.checkpoints import checkpoint
-from streamflow.plugins import COMMANDS, registered
+from streamflow.nodes.plugins import COMMANDS, registered
 
 GraphFile = Annotated[Path, Parameter(help="The graph, a YAML file.")]
 Overrides = Annotated[
@@ -64,7 +64,7 @@ def run(
     """
     from streamflow.cli.checking import read_or_explain
     from streamflow.cli.running import run_graph
-    from streamflow.graph import Start
+    from streamflow.graph.graph import Start
 
     if reset and checkpoint:
         sys.stderr.write("expected --reset or --from, found both; leave one out\n")

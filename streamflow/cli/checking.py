@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streamflow.errors import GraphError, Problem
-from streamflow.graph import Graph
+from streamflow.graph.graph import Graph
 
 
 def read_or_explain(

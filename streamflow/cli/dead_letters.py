@@ -20,10 +20,10 @@ from rich.text import Text
 from streamflow.cli import exit_codes
 from streamflow.cli.checking import read_or_explain
 from streamflow.cli.running import log_to, run_in_foreground
-from streamflow.codecs import named_format
-from streamflow.encodings import dump_json
+from streamflow.codecs.formats import named_format
+from streamflow.codecs.values import dump_json
 from streamflow.errors import ConnectorError, GraphError, StreamflowError
-from streamflow.graph import Graph
+from streamflow.graph.graph import Graph
 from streamflow.observe.report import report_data, report_tables
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
 from streamflow.runtime.replay import Replay, num_replayed, open_replay, plan_replay

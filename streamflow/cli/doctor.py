@@ -23,7 +23,7 @@ from streamflow.cli.finding import Finding
 from streamflow.cli.toolchain import compilation, extensions
 from streamflow.config.catalog import entries
 from streamflow.errors import Problem
-from streamflow.graph import Graph
+from streamflow.graph.graph import Graph
 from streamflow.models.declaration import Model
 
 CONNECT_SECONDS = 3.0

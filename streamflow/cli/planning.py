@@ -9,13 +9,13 @@ from pathlib import Path
 
 from streamflow.cli import exit_codes
 from streamflow.errors import StreamflowError, suggestion
-from streamflow.graph import Graph
+from streamflow.graph.graph import Graph
 from streamflow.models.declaration import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
 from streamflow.models.shapes import ShapeError, fitted_head, random_inputs
 from streamflow.pipeline import Pipeline
-from streamflow.pipeline.plan import Plan
+from streamflow.pipeline.planning.plan import Plan
 
 Shape = Sequence[int]
 

@@ -14,13 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from streamflow.codecs.cells import read_cell
 from streamflow.config.schema import SCHEMA_LINE, write_schema
-from streamflow.delimited import read_cell
 from streamflow.errors import GraphError, StreamflowError, suggestion
-from streamflow.graph import Graph
+from streamflow.graph.graph import Graph
 from streamflow.models.declaration import Model
 from streamflow.models.feature import Feature, Gaps
-from streamflow.plugins import OPERATORS, SINKS, SOURCES, load
+from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, load
 
 MOST_ROWS = 100_000
 """How many rows of a file are looked at."""

@@ -76,7 +76,7 @@ def compilation() -> list[Finding]:
 
     What they need is tried: a library is compiled and loaded where they are kept.
     """
-    from streamflow.pipeline.inductor import find_compiler
+    from streamflow.pipeline.torch_private import find_compiler
 
     command = find_compiler()
     compiler = shutil.which(command or "") or command
@@ -106,7 +106,7 @@ def _cache() -> Path:
     Raises:
         OSError: Nothing can be written there.
     """
-    from streamflow.pipeline.inductor import cache_folder
+    from streamflow.pipeline.torch_private import cache_folder
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _cache() -> Path:
 
 def _trial_failure(folder: Path) -> str:
     """Return why what networks need does not compile or load there, if it does not."""
-    from streamflow.pipeline.inductor import build_library
+    from streamflow.pipeline.torch_private import build_library
 
     with tempfile.TemporaryDirectory(dir=folder) as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of headers that networks do without

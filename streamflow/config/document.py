@@ -11,7 +11,7 @@ from streamflow.config.scalars import resolve
 from streamflow.config.tree import DEEPEST, Items, Scalar, Tree
 from streamflow.config.variables import VariableError, has_variables, substitute
 from streamflow.errors import GraphError, Place, Problem
-from streamflow.validation import show
+from streamflow.nodes.problems import show
 
 Location: TypeAlias = tuple[str | int, ...]
 

@@ -11,11 +11,11 @@ from streamflow.config.document import Document, Location, flatten
 from streamflow.config.overrides import override
 from streamflow.config.tree import compose
 from streamflow.errors import GraphError, Place, Problem, suggestion
-from streamflow.graph import SECTIONS, Graph, Outputs, Settings, structure_problems
+from streamflow.graph.graph import SECTIONS, Graph, Outputs, Settings, structure_problems
 from streamflow.models.declaration import Model
-from streamflow.nodes import Node, Operator, Sink, Source
-from streamflow.plugins import OPERATORS, SINKS, SOURCES, missing_packages, registered
-from streamflow.validation import kind, secret_options
+from streamflow.nodes.declarations import Node, Operator, Sink, Source
+from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, missing_packages, registered
+from streamflow.nodes.problems import kind, secret_options
 
 LARGEST_BYTES = 256 * 1024
 

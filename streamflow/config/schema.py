@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from streamflow.codecs import Format
-from streamflow.graph import SECTIONS, Graph, Settings
+from streamflow.codecs.formats import Format
+from streamflow.graph.graph import SECTIONS, Graph, Settings
 from streamflow.models.declaration import Model
-from streamflow.nodes import Declaration
-from streamflow.plugins import FORMATS, OPERATORS, SINKS, SOURCES, registered
+from streamflow.nodes.declarations import Declaration
+from streamflow.nodes.plugins import FORMATS, OPERATORS, SINKS, SOURCES, registered
 
 Schema = dict[str, Any]
 

@@ -12,8 +12,8 @@ from pydantic_core import PydanticSerializationError
 
 from streamflow.config.scalars import resolve
 from streamflow.errors import GraphError, Problem
-from streamflow.graph import SECTIONS, Graph, Settings
-from streamflow.nodes import Node
+from streamflow.graph.graph import SECTIONS, Graph, Settings
+from streamflow.nodes.declarations import Node
 
 WIDTH = 88
 """Lists and mappings that fit are written on one line."""

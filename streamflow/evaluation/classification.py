@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamflow.evaluation.measure import ROWS, Metrics, plain
-from streamflow.moments import Floats
+from streamflow.evaluation.moments import Floats
 
 SMALLEST = 1e-15
 """A probability below counts as this, so that one mistake does not make the loss infinite."""

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from streamflow.contracts import Context, Writer
 from streamflow.evaluation.paired import PairedLosses
-from streamflow.nodes import Sink
+from streamflow.nodes.declarations import Sink
 from streamflow.records import MISSING, Batch, Partition, Rejected, column_items, split_rejected
 
 MOST_WAITING = 100_000

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Protocol
 
-from streamflow.moments import Floats
+from streamflow.evaluation.moments import Floats
 
 ROWS = 3
 AVERAGED = 2 * ROWS

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from streamflow.moments import Floats, running_sums
+from streamflow.evaluation.moments import Floats, running_sums
 
 FARTHEST = 200
 """Beyond this distance autocovariances are never asked for: it is enough for 4e9 pairs."""

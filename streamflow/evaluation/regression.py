@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from streamflow.evaluation.measure import ROWS, Metrics, plain
-from streamflow.moments import Floats, Moments
+from streamflow.evaluation.moments import Floats, Moments
 
 
 class Regression:

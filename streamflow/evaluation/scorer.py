@@ -20,9 +20,9 @@ import numpy as np
 
 from streamflow.evaluation.classification import Classification
 from streamflow.evaluation.measure import AVERAGED, ROWS, Measure, Metrics, Norm, plain
+from streamflow.evaluation.moments import Floats, running_sums
 from streamflow.evaluation.regression import Regression
 from streamflow.evaluation.window import Series, Window
-from streamflow.moments import Floats, running_sums
 
 CHUNK = 1024
 """How many samples are scored at a time."""

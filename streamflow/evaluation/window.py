@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streamflow.moments import Floats
+from streamflow.evaluation.moments import Floats
 
 LONGEST_SERIES = 500
 FIRST_STRIDE = 10

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from streamflow.callables import Named
 from streamflow.contracts import Context, Processor
 from streamflow.errors import GraphError, Problem
 from streamflow.models.feature import IMPUTED_INDEX, Feature, FeatureField, Gaps, Rate
-from streamflow.nodes import Operator
+from streamflow.nodes.callables import Named
+from streamflow.nodes.declarations import Operator
 
 Arguments: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 """Arguments of a layer: by name, by place, or a single one."""

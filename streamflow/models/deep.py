@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamflow.callables import CallableError
 from streamflow.errors import GraphError, Problem, StreamflowError
 from streamflow.evaluation.river import REQUIRES, RiverScores
 from streamflow.models.declaration import Model
@@ -23,9 +22,10 @@ from streamflow.models.network import (
 from streamflow.models.options import pipeline_options
 from streamflow.models.reaction import first_weights
 from streamflow.models.weighting import Weighting
-from streamflow.pipeline.assembly import check_options
+from streamflow.nodes.callables import CallableError
+from streamflow.nodes.plugins import missing_packages
 from streamflow.pipeline.checks import takes_target
-from streamflow.plugins import missing_packages
+from streamflow.pipeline.running.assembly import check_options
 
 
 def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_serializer, model_validator
 
-from streamflow.nodes import Declaration
+from streamflow.nodes.declarations import Declaration
 
 Part: TypeAlias = Literal["minute", "hour", "weekday", "day", "month", "yearday"]
 """What a time may be taken apart into."""

@@ -18,12 +18,12 @@ from torch import Tensor
 from streamflow.errors import SampleError
 from streamflow.models.declaration import Model
 from streamflow.models.heads import Predicted, joined, one_tensor
-from streamflow.models.holding import Held, Holding
 from streamflow.models.node import ModelNode
 from streamflow.models.reaction import Reaction
 from streamflow.models.samples import Samples
 from streamflow.models.scaling import TargetScale
 from streamflow.models.targets import Targets
+from streamflow.models.waiting_samples import Held, Holding
 from streamflow.pipeline import Pipeline
 from streamflow.records import Values
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamflow.moments import Floats, running_sums
+from streamflow.evaluation.moments import Floats, running_sums
 
 
 class Imputation:

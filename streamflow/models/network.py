@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from streamflow.callables import CallableError, Named, resolve
 from streamflow.errors import ConnectorError, GraphError, Problem, suggestion
 from streamflow.models.declaration import Arguments, Layer, Made, Model
+from streamflow.nodes.callables import CallableError, Named, resolve
 
 Built = TypeVar("Built")
 Loss = Callable[..., Tensor]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamflow.evaluation.moments import Floats, Moments
 from streamflow.models.targets import Targets
-from streamflow.moments import Floats, Moments
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import GraphError, Problem, suggestion
+from streamflow.evaluation.moments import Floats
 from streamflow.models.declaration import Model
 from streamflow.models.targets import Targets
-from streamflow.moments import Floats
 
 MOST = 10.0
 """A balanced weight is no larger, so that one record of a rare class does not undo the others."""

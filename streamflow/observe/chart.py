@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from streamflow.plugins import require
+from streamflow.nodes.plugins import require
 
 Lines = Mapping[str, Sequence[float | None]]
 """The points of each curve by its name; none where there is no point."""

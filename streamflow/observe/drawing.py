@@ -5,8 +5,8 @@ from __future__ import annotations
 from graphlib import TopologicalSorter
 from html import escape
 
-from streamflow.graph import Graph
-from streamflow.nodes import Node, Receiver, node_of
+from streamflow.graph.graph import Graph
+from streamflow.nodes.declarations import Node, Receiver, node_of
 
 WIDTH, HEIGHT, GAP = 170, 46, 60
 """Of a node and between two columns of them, in pixels."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from streamflow.contracts import Context, Processed
-from streamflow.nodes import Operator
+from streamflow.nodes.declarations import Operator
 from streamflow.operators.evaluation import Evaluate, Told, cause_of, evaluation, told
 from streamflow.operators.expressions import ExpressionField
 from streamflow.operators.step import Step, with_new_values

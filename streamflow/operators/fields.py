@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, Field, field_validator
 
 from streamflow.contracts import Context, Processed
-from streamflow.nodes import Operator
+from streamflow.nodes.declarations import Operator
 from streamflow.operators.step import Step, absent
 from streamflow.records import MISSING, Batch, split_rejected
 

@@ -36,10 +36,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from streamflow.callables import CallableError, Named, resolve
 from streamflow.contracts import Context, Processed
 from streamflow.errors import GraphError, Problem
-from streamflow.nodes import Operator
+from streamflow.nodes.callables import CallableError, Named, resolve
+from streamflow.nodes.declarations import Operator
 from streamflow.operators.evaluation import Evaluate, evaluate_each, evaluation
 from streamflow.operators.expressions import ExpressionField
 from streamflow.operators.step import Step, with_new_values

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from streamflow.contracts import Context
-from streamflow.durations import DurationField, SpanField
 from streamflow.errors import GraphError, Problem
+from streamflow.nodes.durations import DurationField, SpanField
 from streamflow.operators.fields import FieldNames
 from streamflow.operators.keys import KeyedOperator
 
 if TYPE_CHECKING:
-    from streamflow.operators.joining import JoinStep
+    from streamflow.operators.join_step import JoinStep
 
 
 class Join(KeyedOperator):
@@ -91,6 +91,6 @@ class Join(KeyedOperator):
 
     def open(self, context: Context) -> AbstractContextManager[JoinStep]:
         """Give a processor that has seen nothing yet."""
-        from streamflow.operators.joining import AllStep, LastStep
+        from streamflow.operators.join_step import AllStep, LastStep
 
         return nullcontext(LastStep(self) if self.match == "last" else AllStep(self))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from streamflow.contracts import Context, Processed
-from streamflow.nodes import Operator
+from streamflow.nodes.declarations import Operator
 from streamflow.operators.step import Step
 from streamflow.records import Batch, estimate_bytes, split_rejected
 

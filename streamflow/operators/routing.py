@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from streamflow.contracts import Context, Processed
-from streamflow.nodes import Operator
+from streamflow.nodes.declarations import Operator
 from streamflow.operators.evaluation import Evaluate, Told, cause_of, evaluation, told
 from streamflow.operators.expressions import ExpressionField
 from streamflow.operators.step import Step

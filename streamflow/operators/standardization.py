@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from streamflow.contracts import Processed
-from streamflow.moments import Floats, Moments
+from streamflow.evaluation.moments import Floats, Moments
 from streamflow.operators.step import Step, absent
 from streamflow.records import MISSING, Batch, Column, split_rejected
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from streamflow.contracts import Context
-from streamflow.durations import DurationField, SpanField, milliseconds
+from streamflow.nodes.durations import DurationField, SpanField, milliseconds
 from streamflow.operators.aggregates import Aggregate, AggregateField
 from streamflow.operators.keys import KeyedOperator
 from streamflow.records import Partition
 
 if TYPE_CHECKING:
-    from streamflow.operators.windowing import WindowStep
+    from streamflow.operators.window_step import WindowStep
 
 MOST_WINDOWS = 1000
 """Sliding windows that a record may be in."""
@@ -119,7 +119,7 @@ class Window(KeyedOperator):
 
     def open(self, context: Context) -> AbstractContextManager[WindowStep]:
         """Give a processor without windows."""
-        from streamflow.operators.windowing import WindowStep
+        from streamflow.operators.window_step import WindowStep
 
         return nullcontext(WindowStep(self))
 

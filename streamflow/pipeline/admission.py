@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import OptionError, SampleError
-from streamflow.pipeline import checks, devices, trees
-from streamflow.pipeline.messages import Sample
-from streamflow.pipeline.states import Key, as_keys
+from streamflow.pipeline import checks, trees
+from streamflow.pipeline.stages import lanes
+from streamflow.pipeline.stages.messages import Sample
+from streamflow.pipeline.stages.recurrence import Key, as_keys
 
 Predict = Callable[[Any], Any]
 Loss = Callable[[Sample, Any], Tensor]
@@ -150,10 +151,10 @@ class Admission:
 
     def own(self, inputs: Any) -> Any:
         """Copy what the caller may change while samples are in flight to the first stage."""
-        return devices.own(inputs, self._input_device)
+        return lanes.own(inputs, self._input_device)
 
     def _labels(self, targets: Any) -> Any:
-        return devices.own(targets, self._output_device)
+        return lanes.own(targets, self._output_device)
 
     def keys(self, keys: Any, count: int) -> list[Key]:
         """Return the stream of each sample.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from streamflow.errors import SampleError
 from streamflow.pipeline import trees
-from streamflow.pipeline.stage import is_finite
+from streamflow.pipeline.stages.stage import is_finite
 
 
 def takes_target(loss: Callable[..., Any]) -> bool:

@@ -11,10 +11,7 @@ from torch import nn
 from streamflow.errors import ClosedError, OptionError, StageError
 from streamflow.pipeline import checks, saving, trees
 from streamflow.pipeline.admission import Admission
-from streamflow.pipeline.assembly import assemble
-from streamflow.pipeline.choice import FirstSample, first_sample, measured_plan
-from streamflow.pipeline.devices import device_of, move
-from streamflow.pipeline.flow import Flow
+from streamflow.pipeline.network.partition import partition
 from streamflow.pipeline.options import (
     Device,
     Loss,
@@ -22,13 +19,16 @@ from streamflow.pipeline.options import (
     Options,
     SchedulerFactory,
 )
-from streamflow.pipeline.partition import partition
-from streamflow.pipeline.plan import Plan
-from streamflow.pipeline.stage import Stage
-from streamflow.pipeline.states import initial_state
-from streamflow.pipeline.switching import EAGER_SO_FAR, Switch, why_eager
-from streamflow.pipeline.timeline import Timeline
-from streamflow.pipeline.updates import check_groups
+from streamflow.pipeline.planning.choice import FirstSample, first_sample, measured_plan
+from streamflow.pipeline.planning.plan import Plan
+from streamflow.pipeline.routing.eager import Flow
+from streamflow.pipeline.routing.router import EAGER_SO_FAR, Switch, why_eager
+from streamflow.pipeline.running.assembly import assemble
+from streamflow.pipeline.running.timeline import Timeline
+from streamflow.pipeline.stages.lanes import device_of, move
+from streamflow.pipeline.stages.recurrence import initial_state
+from streamflow.pipeline.stages.stage import Stage
+from streamflow.pipeline.stages.updates import check_groups
 
 
 class Pipeline:

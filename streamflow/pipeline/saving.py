@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from streamflow.pipeline import trees
-from streamflow.pipeline.stage import Stage
-from streamflow.pipeline.updates import Updates, settings_of
+from streamflow.pipeline.stages.stage import Stage
+from streamflow.pipeline.stages.updates import Updates, settings_of
 
 
 def copy(tree: Any) -> Any:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from streamflow.checkpoints import Snapshot
 from streamflow.contracts import Context, Resume
-from streamflow.delivery import DEAD_LETTER
 from streamflow.errors import StreamflowError
-from streamflow.graph import Graph
-from streamflow.nodes import Operator, Receiver, Sink, Source, node_of
+from streamflow.graph.graph import Graph
+from streamflow.graph.promises import DEAD_LETTER
+from streamflow.nodes.declarations import Operator, Receiver, Sink, Source, node_of
 from streamflow.runtime.channels import Inbox
 from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
+from streamflow.runtime.round_robin import RoundRobinInbox
 from streamflow.runtime.starting import Checkpointing
 from streamflow.runtime.tasks import (
     NodeTask,
@@ -21,7 +22,6 @@ from streamflow.runtime.tasks import (
     SourceTask,
     waiting_at,
 )
-from streamflow.runtime.turns import RoundRobinInbox
 
 
 def build_tasks(

@@ -27,7 +27,7 @@ import anyio
 import anyio.lowlevel
 
 from streamflow.errors import NodeError
-from streamflow.nodes import Buffer, Overflow
+from streamflow.nodes.declarations import Buffer, Overflow
 from streamflow.records import Batch, concatenate
 from streamflow.runtime.acks import Share
 from streamflow.runtime.stats import EdgeStats

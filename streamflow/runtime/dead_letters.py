@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from streamflow.errors import FailureBudgetError
-from streamflow.graph import FailureBudget
+from streamflow.graph.graph import FailureBudget
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.acks import Share
 from streamflow.runtime.channels import Edge, Parcel

@@ -12,11 +12,11 @@ from typing import Any
 import anyio
 import orjson
 
-from streamflow.codecs import CsvFormat, Format, MsgpackFormat
+from streamflow.codecs.cells import read_rows
+from streamflow.codecs.formats import CsvFormat, Format, MsgpackFormat
 from streamflow.contracts import Context
-from streamflow.delimited import read_rows
-from streamflow.nodes import Source
-from streamflow.plugins import SOURCES, load
+from streamflow.nodes.declarations import Source
+from streamflow.nodes.plugins import SOURCES, load
 from streamflow.records import Batch, Headers
 from streamflow.runtime.dead_letters import RetriedPartition
 

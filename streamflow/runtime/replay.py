@@ -35,12 +35,12 @@ import anyio
 from anyio import to_thread
 
 from streamflow.checkpoints import Snapshot, folder_of, reading
-from streamflow.codecs import Codec, decode
+from streamflow.codecs.formats import Codec, decode
 from streamflow.contracts import Context, Fetch, Reader
 from streamflow.errors import ConnectorError
-from streamflow.graph import Graph, Start
-from streamflow.nodes import Sink, Source
-from streamflow.plugins import SINKS, load
+from streamflow.graph.graph import Graph, Start
+from streamflow.nodes.declarations import Sink, Source
+from streamflow.nodes.plugins import SINKS, load
 from streamflow.records import Batch, Headers, Partition, to_columns
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
 from streamflow.runtime.run import Run, opened_run

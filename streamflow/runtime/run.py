@@ -24,7 +24,7 @@ from streamflow.errors import (
     StreamflowError,
     suggestion,
 )
-from streamflow.graph import Graph, Start
+from streamflow.graph.graph import Graph, Start
 from streamflow.records import Headers, Record
 from streamflow.runtime.building import build_tasks, coordinate
 from streamflow.runtime.checkpoints import Coordinator

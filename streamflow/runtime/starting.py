@@ -11,8 +11,8 @@ from anyio import CapacityLimiter, to_thread
 
 from streamflow.checkpoints import Snapshot, Store, difference, folder_of, identify, open_store
 from streamflow.errors import GraphError, Problem
-from streamflow.graph import Graph, Start
-from streamflow.plugins import missing_packages
+from streamflow.graph.graph import Graph, Start
+from streamflow.nodes.plugins import missing_packages
 from streamflow.runtime.threads import opened_in_thread
 
 REPLAYED = "dead_letter:replayed"

@@ -30,13 +30,13 @@ from streamflow.contracts import (
     Writer,
 )
 from streamflow.errors import ConnectorError
-from streamflow.nodes import Operator, Sink, Source
+from streamflow.nodes.declarations import Operator, Sink, Source
 from streamflow.records import Batch, Partition, Rejected, show_place
 from streamflow.runtime.acks import Ledger, Share
+from streamflow.runtime.batch_size import MAX_RECORDS, Pace
 from streamflow.runtime.channels import Edge, Inbox, Parcel, finish, send_all
 from streamflow.runtime.checkpoints import Coordinator, Gate
 from streamflow.runtime.dead_letters import DeadLetters
-from streamflow.runtime.pace import MAX_RECORDS, Pace
 from streamflow.runtime.stats import NodeStats
 from streamflow.runtime.threads import opened_in_thread
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from streamflow import Graph, Model, plugins
+from streamflow import Graph, Model
 from streamflow.cli.doctor import examine
 from streamflow.cli.learning import why_learned_eagerly
 from streamflow.cli.toolchain import EXTENSIONS, Extension, compilation, extensions
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
+from streamflow.nodes import plugins
 from streamflow.pipeline import Pipeline
 from tests.cli.programs import python, streamflow
 

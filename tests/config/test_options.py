@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamflow.errors import GraphError
-from streamflow.plugins import FORMATS, OPERATORS, SINKS, SOURCES, load, registered
-from streamflow.validation import secret_options
+from streamflow.nodes.plugins import FORMATS, OPERATORS, SINKS, SOURCES, load, registered
+from streamflow.nodes.problems import secret_options
 
 SECRET = "hunter2"
 

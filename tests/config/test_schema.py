@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from streamflow.config.catalog import entries
 from streamflow.config.schema import graph_schema
 from streamflow.graph import Graph
-from streamflow.plugins import OPERATORS, SINKS, SOURCES, registered
+from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, registered
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.conformance import make_batch
 from streamflow.contracts import Context, Resume
 from streamflow.errors import ConnectorError
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink
 from streamflow_connectors.files.packing import packing_of
 from tests.connectors.file_records import (
@@ -232,7 +232,7 @@ KILLED = '''
 import anyio, json, os, random, signal, sys
 from pathlib import Path
 from streamflow.contracts import Context, Resume
-from streamflow.conformance import make_batch
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink
 
 folder, path, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

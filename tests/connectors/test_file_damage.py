@@ -14,7 +14,7 @@ from streamflow.errors import ConnectorError
 from streamflow.graph import Graph
 from streamflow.testing import ListSink
 from streamflow_connectors.files import FileSource
-from streamflow_connectors.files.opened import MOST_RECORDS
+from streamflow_connectors.files.reading.opened import MOST_RECORDS
 
 pytestmark = pytest.mark.anyio
 

@@ -23,9 +23,10 @@ from streamflow.contracts import Context, Fetch, Reporting, Resume
 from streamflow.errors import ConnectorError
 from streamflow.records import Place
 from streamflow.testing import ListSink
-from streamflow_connectors.files import FileSink, FileSource, following
-from streamflow_connectors.files.followed import FINISHED
+from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.files.packing import packing_of
+from streamflow_connectors.files.reading import following
+from streamflow_connectors.files.reading.followed import FINISHED
 from tests.connectors.file_records import PARTS, pack, read, rows, suffixes
 
 pytestmark = pytest.mark.anyio

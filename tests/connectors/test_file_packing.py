@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow import Graph, GraphError, plugins
-from streamflow.conformance import make_batch
+from streamflow import Graph, GraphError
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, MissingExtraError
+from streamflow.nodes import plugins
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.files.packing import packing_of
 from tests.connectors.file_records import PARTS, pack, read, unpacked, zstd

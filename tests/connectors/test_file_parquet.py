@@ -20,12 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow import Graph, GraphError, plugins
-from streamflow.conformance import make_batch
+from streamflow import Graph, GraphError
 from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError, MissingExtraError
+from streamflow.nodes import plugins
 from streamflow.records import Rejected
 from streamflow.testing import check_cut_back_sink, check_rereading_source, check_source
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.kafka import KafkaSource
 from tests.connectors.file_records import read

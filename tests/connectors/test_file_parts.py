@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from streamflow import Graph, GraphError
-from streamflow.conformance import make_batch
 from streamflow.contracts import Context, Publishing, Resume, Writer
 from streamflow.errors import ConnectorError
 from streamflow.testing import ListSource
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink
 from tests.connectors.file_records import unpacked
 

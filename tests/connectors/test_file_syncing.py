@@ -6,8 +6,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from streamflow.conformance import make_batch
 from streamflow.contracts import Resume
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink
 from tests.connectors.file_records import resuming
 

@@ -12,7 +12,7 @@ from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.records import Batch, Partition
 from streamflow_connectors.files import FileSink, FileSource
-from streamflow_connectors.files.opened import MOST_RECORDS
+from streamflow_connectors.files.reading.opened import MOST_RECORDS
 from tests.connectors.file_records import pack, unpacked
 
 pytestmark = pytest.mark.anyio

@@ -24,7 +24,7 @@ from streamflow.records import Record
 from streamflow.testing import ListSink, check_rereading_source, check_source
 from streamflow_connectors.files import FileSource
 from streamflow_connectors.memory import MemorySource
-from streamflow_connectors.pace import PacedReader
+from streamflow_connectors.replay import PacedReader
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow_connectors.event_stream import Event, EventParser
+from streamflow_connectors.http.event_stream import Event, EventParser
 
 LIMIT = 1000
 # The examples of the standard, and what it says of each.

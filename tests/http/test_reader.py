@@ -15,8 +15,9 @@ from streamflow import Graph
 from streamflow.contracts import Context, Fetch, Reader
 from streamflow.errors import ConnectorError
 from streamflow.testing import ListSink, SinkProbe, check_live_source, check_source
-from streamflow_connectors import backlog, http_reader
 from streamflow_connectors.http import HttpSource
+from streamflow_connectors.http.reader import LONGEST_DELAY
+from streamflow_connectors.network import backlog
 from tests.certificates import server_tls
 from tests.http.server import Answer, Request, from_queue, in_turn, serving
 from tests.traces import PLENTY
@@ -274,12 +275,12 @@ async def test_a_server_is_not_asked_before_it_says(monkeypatch: pytest.MonkeyPa
     async def sleep(seconds: float) -> None:
         delays.append(seconds)
 
-    monkeypatch.setattr("streamflow_connectors.http_reader.anyio.sleep", sleep)
+    monkeypatch.setattr("streamflow_connectors.http.reader.anyio.sleep", sleep)
     answers = (page(b"", 429, retry_after="7"), stream_of(b"retry: 9000000\n\n", event(1)), no_more)
     with serving(in_turn(*answers)) as server:
         async with reading(server.url) as reader:
             assert values_of(await read_to_end(reader)) == [1]
-    assert [delay for delay in delays if delay >= 3] == [7, http_reader.LONGEST_DELAY]
+    assert [delay for delay in delays if delay >= 3] == [7, LONGEST_DELAY]
 
 
 @pytest.mark.parametrize("option", ["read_timeout", "connect_timeout"])

@@ -19,7 +19,7 @@ from aiokafka.admin import (  # type: ignore[import-untyped]
     RecordsToDelete,
 )
 
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
 
 
 @dataclass(frozen=True)

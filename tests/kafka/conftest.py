@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
 from tests.kafka.clients import Cluster
 from tests.kafka.server import Server, missing_tools, running_server
 

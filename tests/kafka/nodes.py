@@ -12,8 +12,8 @@ from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Partition
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
-from streamflow_connectors.kafka_reader import KafkaReader
-from streamflow_connectors.kafka_writer import KafkaWriter
+from streamflow_connectors.kafka.reader import KafkaReader
+from streamflow_connectors.kafka.writer import KafkaWriter
 
 PLACE = (("topic", "t"), ("partition", 0))
 

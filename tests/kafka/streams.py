@@ -15,7 +15,7 @@ from aiokafka import (  # type: ignore[import-untyped]
     TopicPartition,
 )
 
-from streamflow_connectors.kafka_connection import close_consumer
+from streamflow_connectors.kafka.connection import close_consumer
 from tests.kafka.clients import Cluster
 from tests.kafka.jobs import Job
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from streamflow.contracts import Context
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
-from streamflow_connectors.kafka_faults import PASSING
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.kafka.faults import PASSING
 from tests.kafka.clients import committed, produce
 from tests.kafka.nodes import batch, error_of, reading, receive, source, wait_for, writing
 

@@ -17,9 +17,9 @@ from streamflow.errors import ConnectorError, GraphError
 from streamflow.nodes import Sink, Source
 from streamflow.records import Batch, Partition
 from streamflow.testing import ListSink, ListSource
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.kafka import KafkaSink, KafkaSource
-from streamflow_connectors.kafka_transactions import ExactlyOnceWriter
+from streamflow_connectors.kafka.transactions import ExactlyOnceWriter
 from tests.kafka.clients import Cluster, committed, consume
 from tests.kafka.jobs import Job, running
 

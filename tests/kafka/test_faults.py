@@ -11,10 +11,10 @@ import anyio
 import pytest
 
 from streamflow.errors import ConnectorError
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
-from streamflow_connectors.kafka_faults import Faults
-from streamflow_connectors.kafka_reader import KafkaReader
-from streamflow_connectors.kafka_writer import KafkaWriter
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.kafka.faults import Faults
+from streamflow_connectors.kafka.reader import KafkaReader
+from streamflow_connectors.kafka.writer import KafkaWriter
 from tests.kafka.clients import committed, produce
 from tests.kafka.nodes import batch, error_of, reading, receive, writing
 
@@ -264,7 +264,7 @@ async def test_positions_that_could_not_be_stored_at_the_end_are_told(
 async def test_closing_does_not_wait_for_brokers_that_are_away(
     broker: EmbeddedKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamflow_connectors.kafka_connection.CLOSE_SECONDS", FOR_EVER)
+    monkeypatch.setattr("streamflow_connectors.kafka.connection.CLOSE_SECONDS", FOR_EVER)
     before = asyncio.all_tasks()
     with anyio.fail_after(60):
         async with (
@@ -296,7 +296,7 @@ async def test_a_fault_is_of_the_partition_it_happens_in_and_ends_with_it() -> N
 async def test_a_fault_that_nobody_renews_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     faults = Faults()
     faults.fail(("FindCoordinator",), "no connection", since=anyio.current_time() - 5)
-    monkeypatch.setattr("streamflow_connectors.kafka_faults.PASSED_SECONDS", -1.0)
+    monkeypatch.setattr("streamflow_connectors.kafka.faults.PASSED_SECONDS", -1.0)
     assert faults.retrying() is None
     assert faults.seconds == 0
 
@@ -305,8 +305,8 @@ async def test_a_fault_that_nobody_renews_has_passed(monkeypatch: pytest.MonkeyP
 async def test_what_the_driver_gives_up_on_in_time_is_tried_again(
     broker: EmbeddedKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamflow_connectors.kafka_connection.REQUEST_SECONDS", (1.0, 1.0))
-    monkeypatch.setattr("streamflow_connectors.kafka_reader.REQUEST_SPARE_MS", 0)
+    monkeypatch.setattr("streamflow_connectors.kafka.connection.REQUEST_SECONDS", (1.0, 1.0))
+    monkeypatch.setattr("streamflow_connectors.kafka.reader.REQUEST_SPARE_MS", 0)
     options = {"retry_for": FOR_EVER, "rebalance_timeout": 0.1, "if_lost": "earliest"}
     async with reading(broker.address, **options) as reader:
         broker.fail_requests(LIST_OFFSETS, *[NOT_LEADER] * PLENTY)

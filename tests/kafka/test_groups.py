@@ -15,7 +15,7 @@ from streamflow.contracts import Context, Reader
 from streamflow.errors import GraphError
 from streamflow.records import Partition
 from streamflow_connectors.kafka import KafkaSource
-from streamflow_connectors.kafka_reader import KafkaReader
+from streamflow_connectors.kafka.reader import KafkaReader
 from tests.kafka.clients import Cluster, committed, produce
 from tests.kafka.jobs import Job, running
 from tests.kafka.streams import stream_of

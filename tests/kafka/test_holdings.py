@@ -2,7 +2,7 @@
 
 from aiokafka import TopicPartition  # type: ignore[import-untyped]
 
-from streamflow_connectors.kafka_holdings import Holdings
+from streamflow_connectors.kafka.assignment import Holdings
 
 ONE, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)
 

@@ -12,7 +12,7 @@ from streamflow.contracts import Context, Reader, Resume
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.records import Partition, Place
 from streamflow_connectors.kafka import KafkaSource
-from streamflow_connectors.kafka_reader import KafkaReader
+from streamflow_connectors.kafka.reader import KafkaReader
 from tests.kafka.clients import Cluster, committed, produce
 
 pytestmark = pytest.mark.kafka

@@ -14,8 +14,8 @@ from streamflow.contracts import Context, Fetch, Reader
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Partition
 from streamflow_connectors.kafka import KafkaSource
-from streamflow_connectors.kafka_reader import KafkaReader
-from streamflow_connectors.kafka_records import decode_key
+from streamflow_connectors.kafka.reader import KafkaReader
+from streamflow_connectors.kafka.records import decode_key
 from tests.kafka.clients import Cluster, committed, consume, delete_before, produce
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio]

@@ -1,7 +1,7 @@
 from aiokafka import ConsumerRecord, TopicPartition  # type: ignore[import-untyped]
 
 from streamflow.records import Batch, Partition
-from streamflow_connectors.kafka_records import to_batch
+from streamflow_connectors.kafka.records import to_batch
 
 Entries = tuple[int, bytes | None, list[tuple[str, bytes]]]
 

@@ -13,11 +13,10 @@ from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.testing import ListSource
-from streamflow_connectors import kafka_names
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
-from streamflow_connectors.kafka import KafkaSink, KafkaSource
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.kafka import KafkaSink, KafkaSource, names
 from streamflow_connectors.memory import MemorySource
-from streamflow_connectors.routes import FromField
+from streamflow_connectors.network.routes import FromField
 from tests.kafka.clients import Cluster, consume
 from tests.kafka.nodes import batch as batch_of_t
 from tests.runtime.graphs import graph_of
@@ -116,7 +115,7 @@ async def test_what_has_no_topic_or_key_is_rejected_and_the_rest_arrives(cluster
 async def test_a_topic_that_is_not_there_is_not_waited_for_again_and_again(
     faulty: EmbeddedKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_names, "APPEAR_SECONDS", 0.2)
+    monkeypatch.setattr(names, "APPEAR_SECONDS", 0.2)
     faulty.create_topic("there")
     faulty.fail_topic("gone", UNKNOWN_TOPIC)
     values = [{"to": "gone", "id": 1}, {"to": "there", "id": 1}, {"to": "made", "id": 1}]
@@ -126,7 +125,7 @@ async def test_a_topic_that_is_not_there_is_not_waited_for_again_and_again(
         assert told(rejected) == [(0, cause)]
         faulty.fail_topic("gone", 0)
         assert told(await writer.write(batch(values))) == [(0, cause)]  # for a while
-        monkeypatch.setattr("streamflow_connectors.kafka_names.anyio.current_time", lambda: 1e9)
+        monkeypatch.setattr("streamflow_connectors.kafka.names.anyio.current_time", lambda: 1e9)
         assert await writer.write(batch(values)) is None
         monkeypatch.undo()
         await writer.flush()

@@ -13,7 +13,7 @@ from anyio import to_thread
 from streamflow.errors import StreamflowError
 from streamflow.graph import Graph
 from streamflow.nodes import Source
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.kafka import KafkaSource
 from tests.kafka.clients import produce
 from tests.runtime.graphs import graph_of, sink

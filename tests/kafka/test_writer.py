@@ -11,9 +11,9 @@ from aiokafka.partitioner import DefaultPartitioner  # type: ignore[import-untyp
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, MissingExtraError
 from streamflow.records import Batch, Partition
-from streamflow_connectors.embedded_kafka import EmbeddedKafka
+from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
 from streamflow_connectors.kafka import KafkaSink
-from streamflow_connectors.kafka_records import encode_key
+from streamflow_connectors.kafka.records import encode_key
 from tests.kafka.clients import Cluster, consume
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio]
@@ -177,7 +177,7 @@ async def test_a_topic_that_cannot_be_is_an_error(real_broker: str) -> None:
 async def test_compression_names_the_package_that_it_lacks(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamflow.plugins.find_spec", lambda _: None)
+    monkeypatch.setattr("streamflow.nodes.plugins.find_spec", lambda _: None)
     declared = sink(cluster.address, "t", compression="zstd")
     [problem] = declared.deep_problems(CONTEXT.folder)
     assert "pip install 'aiokafka[zstd]'" in problem.message

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.models.holding import Held, Holding
+from streamflow.models.waiting_samples import Held, Holding
 from tests.state_trees import pack, unpack
 
 KEYS = st.sampled_from([None, "a", "b", 7, 7.5, b"c"])

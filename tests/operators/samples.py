@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from streamflow.conformance import make_batch
 from streamflow.contracts import Context, Processed
 from streamflow.nodes import Operator
 from streamflow.records import Batch, Partition, Record, Values, to_columns
+from streamflow.testing.connectors import make_batch
 
 PARTITION = Partition("readings")
 

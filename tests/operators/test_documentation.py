@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from streamflow import Graph
-from streamflow.plugins import OPERATORS, registered
+from streamflow.nodes.plugins import OPERATORS, registered
 
 TEXT = (Path(__file__).parents[2] / "docs/operators.md").read_text(encoding="utf-8")
 HEAD, *SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamflow import Graph
-from streamflow.conformance import make_batch
 from streamflow.contracts import Context
 from streamflow.errors import GraphError
 from streamflow.operators.joins import Join
 from streamflow.records import Record
 from streamflow.testing import ListSink, ListSource, check_operator
+from streamflow.testing.connectors import make_batch
 from tests.operators.samples import run
 
 

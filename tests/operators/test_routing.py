@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from streamflow import Graph
 from streamflow.checkpoints.identity import identify
 from streamflow.contracts import Context
-from streamflow.delivery import promises
 from streamflow.errors import GraphError
+from streamflow.graph.promises import promises
 from streamflow.observe.drawing import as_mermaid, as_svg, as_text
 from streamflow.operators.routing import Route
 from streamflow.testing import ListSink, ListSource, check_operator

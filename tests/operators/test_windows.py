@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.conformance import make_batch
 from streamflow.contracts import Context
 from streamflow.errors import GraphError
 from streamflow.operators.aggregates import Quantile
 from streamflow.operators.windows import Window
 from streamflow.records import Record
 from streamflow.testing import check_operator
+from streamflow.testing.connectors import make_batch
 from tests.operators.samples import run
 
 FIELDS = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamflow.pipeline import Pipeline, reference, trees
-from streamflow.pipeline.partition import partition
+from streamflow.pipeline.network.partition import partition
 from tests.pipeline.real_networks import CASES, Case
 
 COUNT = 7

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamflow.errors import PartitionError
-from streamflow.pipeline.balance import Cut, balance, cut_at, fewest_stages
-from streamflow.pipeline.costs import Cost, Costs, Device, Layer, Profile
+from streamflow.pipeline.planning.balance import Cut, balance, cut_at, fewest_stages
+from streamflow.pipeline.planning.costs import Cost, Costs, Device, Layer, Profile
 from streamflow.pipeline.schedule import orders
 
 # A busy machine must not fail a test.

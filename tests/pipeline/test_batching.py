@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from streamflow.errors import SampleError, StageError
 from streamflow.pipeline import Pipeline, trees
-from streamflow.pipeline.batching import count_quiet, runs
+from streamflow.pipeline.routing.together import count_quiet, runs
 from tests.pipeline.networks import SCHEMES, SGD, chain, stream
 from tests.pipeline.real_networks import CASES
 from tests.pipeline.test_any_module import part_of

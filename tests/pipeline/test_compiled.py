@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from streamflow.errors import StageError
-from streamflow.pipeline import Pipeline, switching
-from streamflow.pipeline.line import Line
-from streamflow.pipeline.native import Native, RaisedError
+from streamflow.pipeline import Pipeline
+from streamflow.pipeline.native.line import Line
+from streamflow.pipeline.native.native import Native, RaisedError
+from streamflow.pipeline.routing import router
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.real_networks import CASES
 from tests.pipeline.test_any_module import part_of
@@ -320,7 +321,7 @@ def test_code_that_raises_when_it_is_tried_is_not_used(monkeypatch: pytest.Monke
 
 
 def test_it_switches_over_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switching, "Patience", lambda: switching.AT_ONCE)
+    monkeypatch.setattr(router, "Patience", lambda: router.AT_ONCE)
     inputs, targets = stream(400, seed=5)
     net, plain = net_and_copy()
     with learner(net, compile="auto") as pipe, learner(plain, compile=False) as wanted:
@@ -345,7 +346,7 @@ def test_nothing_is_compiled_for_a_short_stream() -> None:
 
 def test_closing_ends_what_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(switching, "Patience", lambda: switching.AT_ONCE)
+    monkeypatch.setattr(router, "Patience", lambda: router.AT_ONCE)
     inputs, targets = stream(20, seed=5)
     with learner(net_and_copy()[0], compile="auto") as pipe:
         pipe.process(inputs, targets)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from streamflow.pipeline.running.timeline import Event, Timeline
 from streamflow.pipeline.schedule import Action, orders
-from streamflow.pipeline.timeline import Event, Timeline
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipeline.md"
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamflow.pipeline.costs import Cost
-from streamflow.pipeline.forecast import forecast
+from streamflow.pipeline.planning.costs import Cost
+from streamflow.pipeline.planning.forecast import forecast
 from streamflow.pipeline.schedule import orders
 
 # A busy machine must not fail a test.

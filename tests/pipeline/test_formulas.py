@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamflow.pipeline.formulas import formula_of
+from streamflow.pipeline.capture.optimizers import formula_of
 
 STEPS = 7
 

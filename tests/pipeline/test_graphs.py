@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from streamflow.pipeline import graphs, inductor
-from streamflow.pipeline.holding import Unsupported
+from streamflow.pipeline import torch_private
+from streamflow.pipeline.capture import graphs
+from streamflow.pipeline.capture.held_tensors import Unsupported
 
 
 def test_a_graph_is_the_same_afterwards() -> None:
@@ -18,7 +19,7 @@ def test_a_graph_is_the_same_afterwards() -> None:
         return [*parts, torch.where(x > 0, x, torch.full_like(x, -1, dtype=torch.float32))]
 
     x = torch.randn(1, 2)
-    graph = graphs.plain(inductor.record(function, [x]))
+    graph = graphs.plain(torch_private.record(function, [x]))
     sent = pickle.loads(pickle.dumps(graphs.written(graph)))
     found = graphs.read(sent)
     assert not found.graph.find_nodes(op="get_attr")

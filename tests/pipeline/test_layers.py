@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from streamflow.errors import PartitionError
-from streamflow.pipeline.layers import layer_names
-from streamflow.pipeline.partition import partition
+from streamflow.pipeline.network.layers import layer_names
+from streamflow.pipeline.network.partition import partition
 
 
 class Tied(nn.Module):

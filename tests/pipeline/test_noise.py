@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from streamflow.pipeline import Pipeline, inductor, noise
+from streamflow.pipeline import Pipeline, torch_private
+from streamflow.pipeline.capture import noise
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.test_compiled import both, in_calls, learner
 from tests.pipeline.test_line import groups
@@ -97,7 +98,7 @@ def test_an_encoder_draws_where_it_always_does() -> None:
         return [functional_call(layer, dict(zip(weights, given, strict=True)), (x,))]
 
     arguments = [x, *weights.values()]
-    graph = inductor.without_writes(inductor.record(call, arguments), arguments)
+    graph = torch_private.without_writes(torch_private.record(call, arguments), arguments)
     graph, found = noise.lift(graph, 1)
     assert [drawn.shape for drawn in found] == seen
     assert len(seen) == 4

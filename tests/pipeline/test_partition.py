@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from streamflow.errors import PartitionError, SampleError
 from streamflow.pipeline import Pipeline, trees
-from streamflow.pipeline.partition import partition
+from streamflow.pipeline.network.partition import partition
 from tests.pipeline.networks import chain
 
 Linear = partial(nn.Linear, dtype=torch.float64)

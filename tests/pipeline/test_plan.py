@@ -6,8 +6,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from streamflow.pipeline.costs import Cost
-from streamflow.pipeline.plan import Plan, PlannedLayer, PlannedStage, Tried, seconds, size
+from streamflow.pipeline.planning.costs import Cost
+from streamflow.pipeline.planning.plan import (
+    Plan,
+    PlannedLayer,
+    PlannedStage,
+    Tried,
+    seconds,
+    size,
+)
 
 STAGES = (
     PlannedStage(

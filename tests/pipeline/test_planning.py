@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from streamflow.errors import OptionError, PartitionError, SampleError
 from streamflow.pipeline import Pipeline
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.plan import Plan
-from streamflow.pipeline.planning import make_plan
+from streamflow.pipeline.planning.plan import Plan
+from streamflow.pipeline.planning.planning import make_plan
 from tests.pipeline.networks import SCHEMES, SGD, WIDTH, chain, stream
 from tests.pipeline.test_any_module import assert_equal
 

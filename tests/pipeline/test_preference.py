@@ -2,8 +2,8 @@
 
 import pytest
 
-from streamflow.pipeline import preference
-from streamflow.pipeline.preference import Preference
+from streamflow.pipeline.routing import preference
+from streamflow.pipeline.routing.preference import Preference
 
 
 def tried(mine: Preference, alone: float, together: float, calls: int = 20) -> list[bool]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from streamflow.errors import PartitionError
 from streamflow.pipeline import Pipeline, trees
-from streamflow.pipeline.partition import partition, trace_layers
+from streamflow.pipeline.network.partition import partition, trace_layers
 from tests.pipeline.networks import (
     KINDS,
     SCHEMES,

@@ -14,17 +14,17 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from streamflow.pipeline import Pipeline, trees
 from streamflow.pipeline.admission import Admission
-from streamflow.pipeline.assembly import assemble
-from streamflow.pipeline.compilation import in_place
-from streamflow.pipeline.compiled import CompiledStage
-from streamflow.pipeline.holding import Unsupported
-from streamflow.pipeline.line import Line
-from streamflow.pipeline.messages import Sample
+from streamflow.pipeline.capture.held_tensors import Unsupported
+from streamflow.pipeline.capture.recorder import Recording, record
+from streamflow.pipeline.codegen.building import in_place
+from streamflow.pipeline.native.bound_stage import CompiledStage
+from streamflow.pipeline.native.line import Line
+from streamflow.pipeline.native.rings import Slots
+from streamflow.pipeline.native.runner import Done, Routine, Rows, Work
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.recording import Recording, record
-from streamflow.pipeline.routines import Done, Routine, Rows, Work
-from streamflow.pipeline.slots import Slots
-from streamflow.pipeline.states import initial_state
+from streamflow.pipeline.running.assembly import assemble
+from streamflow.pipeline.stages.messages import Sample
+from streamflow.pipeline.stages.recurrence import initial_state
 from tests.pipeline.networks import RunningScale, chain, stream
 from tests.pipeline.real_networks import CASES
 from tests.pipeline.test_any_module import assert_close

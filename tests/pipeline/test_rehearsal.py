@@ -4,10 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from streamflow.pipeline.costs import Cost
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.profiling import recorded, share_out, time_hand_over
-from streamflow.pipeline.rehearsal import Rehearsal, Subject, in_turn, low, low_costs
+from streamflow.pipeline.planning.costs import Cost
+from streamflow.pipeline.planning.profiling import recorded, share_out, time_hand_over
+from streamflow.pipeline.planning.rehearsal import (
+    Rehearsal,
+    Subject,
+    in_turn,
+    low,
+    low_costs,
+)
 from tests.pipeline.networks import SGD, chain, stream
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
-from streamflow.pipeline import rows
-from streamflow.pipeline.compilation import joined
-from streamflow.pipeline.recording import Recording
-from streamflow.pipeline.routines import Routine
+from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.codegen import matvec
+from streamflow.pipeline.codegen.building import joined
+from streamflow.pipeline.native.runner import Routine
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.test_recording import Recorded, Single, compare
 
@@ -52,10 +52,10 @@ class ByRows(Interpreter):
         self.waiting: list[Any] = []
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is rows.UPDATE:
+        if target is matvec.UPDATE:
             self.waiting.append(args)
             return torch.zeros((), dtype=args[0].dtype)
-        own = rows.LOOPS.get(target)
+        own = matvec.LOOPS.get(target)
         return own(*args) if own else super().call_function(target, args, kwargs)
 
 

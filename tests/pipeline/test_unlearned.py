@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from streamflow.pipeline import kinds
 from streamflow.pipeline.admission import Batch
-from streamflow.pipeline.kinds import quiet_length, run_length
-from streamflow.pipeline.native import Native
-from streamflow.pipeline.states import Key
+from streamflow.pipeline.native.native import Native
+from streamflow.pipeline.routing import variants
+from streamflow.pipeline.routing.variants import quiet_length, run_length
+from streamflow.pipeline.stages.recurrence import Key
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.test_compiled import both, in_calls
 from tests.pipeline.test_states import KEYS, recurrent
@@ -61,7 +61,7 @@ def test_a_call_of_them_alone_takes_any_targets(flags: list[bytes]) -> None:
 
 
 def test_many_in_a_row_share_a_forward(flags: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds, "_CHANGE", 0)  # four are many
+    monkeypatch.setattr(variants, "_CHANGE", 0)  # four are many
     inputs, targets = stream(60, seed=3)
     learn = [n not in range(40, 44) and n not in range(50, 53) for n in range(60)]
     plain = chain(["linear", "tanh", "linear"], 0)

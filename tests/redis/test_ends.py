@@ -15,7 +15,6 @@ import trio
 from redis.asyncio import Redis
 
 from streamflow import Graph
-from streamflow.conformance import make_batch
 from streamflow.contracts import Context, Fetch, Reader, Resume
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.records import Partition, Place, Record
@@ -26,6 +25,7 @@ from streamflow.testing import (
     check_sink,
     check_source,
 )
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.redis import RedisSink, RedisSource
 from tests.redis.server import PASSWORD, Server, running
 from tests.traces import PLENTY
@@ -437,7 +437,7 @@ async def test_nothing_is_left_behind(server: Server, stream: str) -> None:
 
 
 def test_encryption_and_certificates_become_the_drivers(tmp_path: Path) -> None:
-    from streamflow_connectors.redis_connection import _client
+    from streamflow_connectors.redis.connection import _client
 
     declared = RedisSink(
         url="rediss://host", stream="s", ca_file="ca.pem", cert_file="c.pem", key_password="hush"

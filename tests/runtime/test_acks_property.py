@@ -29,9 +29,9 @@ from streamflow.operators.step import Step
 from streamflow.operators.throttling import Throttle
 from streamflow.operators.windows import Window
 from streamflow.records import Batch, Partition, concatenate, split_rejected
+from streamflow.runtime.batch_state import load_batch, save_batch
 from streamflow.runtime.run import Run, opened_run
 from streamflow.runtime.starting import Checkpointing
-from streamflow.runtime.waiting import load_batch, save_batch
 from streamflow.testing import Gate, ListSink, ListSource
 
 PLENTY = 20

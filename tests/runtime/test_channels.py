@@ -15,7 +15,7 @@ from streamflow.runtime.channels import (
     Parcel,
     join,
 )
-from streamflow.runtime.turns import RoundRobinInbox
+from streamflow.runtime.round_robin import RoundRobinInbox
 
 PARTITION = Partition("source")
 

@@ -15,11 +15,11 @@ from streamflow.checkpoints import reading
 from streamflow.graph import Graph
 from streamflow.records import Record
 from streamflow.testing import ListSink, ListSource
-from streamflow_connectors import zeromq
+from streamflow_connectors import memory
 
 pytestmark = pytest.mark.anyio
 
-PACKAGES = [Path(str(file)).parent for file in (streamflow.__file__, zeromq.__file__)]
+PACKAGES = [Path(streamflow.__file__).parent, Path(memory.__file__).parent]
 
 OF_THE_DAY = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 

@@ -11,7 +11,7 @@ from streamflow.errors import NodeError
 from streamflow.graph import Graph
 from streamflow.nodes import Buffer
 from streamflow.runtime import tasks
-from streamflow.runtime.pace import CALL_SECONDS, MAX_RECORDS, Pace
+from streamflow.runtime.batch_size import CALL_SECONDS, MAX_RECORDS, Pace
 from streamflow.testing import Gate, ListReader, ListSource
 from tests.runtime.graphs import BlockingTimes, Times, graph_of, is_closed, numbers, sink
 

@@ -15,7 +15,6 @@ import trio
 from websockets.asyncio.server import ServerConnection
 
 from streamflow import Graph
-from streamflow.conformance import make_batch
 from streamflow.contracts import Context, Reader, Writer
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.testing import (
@@ -26,6 +25,7 @@ from streamflow.testing import (
     check_source,
     check_stalled_sink,
 )
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.websocket import WebSocketSink, WebSocketSource
 from tests.certificates import server_tls
 from tests.traces import PLENTY

@@ -16,8 +16,8 @@ import zmq
 from streamflow.contracts import Context, Fetch
 from streamflow.records import Record
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
-from streamflow_connectors.zeromq_reader import ZeroMqReader
-from streamflow_connectors.zeromq_writer import ZeroMqWriter
+from streamflow_connectors.zeromq.reader import ZeroMqReader
+from streamflow_connectors.zeromq.writer import ZeroMqWriter
 from tests.traces import PLENTY
 
 FEED = "ipc://feed"

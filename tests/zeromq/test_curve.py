@@ -7,7 +7,7 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from streamflow.conformance import make_batch
+from streamflow.testing.connectors import make_batch
 from tests.zeromq.peers import FEED, peer, reading, receive_values, writing
 
 pytestmark = pytest.mark.anyio

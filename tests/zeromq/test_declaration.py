@@ -13,7 +13,7 @@ from streamflow.checkpoints.identity import identify
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
-from streamflow_connectors.zeromq_options import Endpoints
+from streamflow_connectors.zeromq.options import Endpoints
 from tests.runtime.graphs import graph_of, numbers, sink
 
 PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())

@@ -5,8 +5,8 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import pytest
 
-from streamflow_connectors.zeromq_frames import header_packer, read_message
-from streamflow_connectors.zeromq_senders import MOST_SENDERS, Senders
+from streamflow_connectors.zeromq.frames import header_packer, read_message
+from streamflow_connectors.zeromq.gaps import MOST_SENDERS, Senders
 
 GOOD: list[Any] = [1, b"id", 5, "key", 12, [["name", b"value"]]]
 

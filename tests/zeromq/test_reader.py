@@ -8,8 +8,8 @@ import anyio.lowlevel
 import pytest
 import zmq
 
-from streamflow_connectors import zeromq_reader
-from streamflow_connectors.zeromq_sockets import BURST
+import streamflow_connectors.zeromq.reader as zeromq_reader
+from streamflow_connectors.zeromq.sockets import BURST
 from tests.zeromq.peers import FEED, header, peer, reading, receive, receive_records, receive_values
 
 pytestmark = pytest.mark.anyio

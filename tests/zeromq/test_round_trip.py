@@ -8,8 +8,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from streamflow.conformance import make_batch
 from streamflow.testing import ListSink, ListSource, SinkProbe
+from streamflow.testing.connectors import make_batch
 from streamflow_connectors.zeromq import ZeroMqSink, ZeroMqSource
 from tests.runtime.graphs import graph_of
 from tests.traces import PLENTY

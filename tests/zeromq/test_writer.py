@@ -12,11 +12,11 @@ import pytest
 import zmq
 from anyio import to_thread
 
-from streamflow.conformance import make_batch
+import streamflow_connectors.zeromq.writer as zeromq_writer
 from streamflow.records import Record
-from streamflow_connectors import zeromq_writer
-from streamflow_connectors.zeromq_reader import ZeroMqReader
-from streamflow_connectors.zeromq_sockets import BURST
+from streamflow.testing.connectors import make_batch
+from streamflow_connectors.zeromq.reader import ZeroMqReader
+from streamflow_connectors.zeromq.sockets import BURST
 from tests.zeromq.peers import FEED, peer, reading, receive_records, writing
 
 pytestmark = pytest.mark.anyio

@@ -23,7 +23,7 @@ from streamflow.cli import exit_codes
 from streamflow.cli.running import run_graph
 from streamflow.config.schema import SCHEMA_LINE, write_schema
 from streamflow.errors import GraphError, MissingExtraError
-from streamflow.plugins import require
+from streamflow.nodes.plugins import require
 from streamflow.runtime.stats import Stats
 
 REQUIRES = dict.fromkeys(("aiokafka", "confluent_kafka", "matplotlib", "river"), "streamflow[demo]")
@@ -84,7 +84,7 @@ def write_graphs(folder: Path) -> int:
 
 def run_demo(graph: Path | None, *, output: Path, stages: int | None, records: int | None) -> int:
     """Replay the recording, learn from it, and show the score; returns the exit code."""
-    from streamflow_connectors.embedded_kafka import EmbeddedKafka  # needs the extra
+    from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka  # needs the extra
 
     with EmbeddedKafka() as broker:
         broker.create_topic("shuttle")

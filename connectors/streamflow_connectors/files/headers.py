@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from streamflow.codecs import CsvCodec, CsvFormat, Format
+from streamflow.codecs.formats import CsvCodec, CsvFormat, Format
 from streamflow.records import Batch
 from streamflow_connectors.files.packing import UnpackedFile, packing_of
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from streamflow.codecs import FileFormatField, Format, named_format
+from streamflow.codecs.formats import FileFormatField, Format, named_format
 from streamflow.errors import GraphError, Problem
-from streamflow.nodes import Declaration
-from streamflow.plugins import FORMATS, missing_packages, registered
+from streamflow.nodes.declarations import Declaration
+from streamflow.nodes.plugins import FORMATS, missing_packages, registered
 from streamflow_connectors.files.packing import requires, without_packing
 from streamflow_connectors.files.parquet import REQUIRES, ParquetFormat
 

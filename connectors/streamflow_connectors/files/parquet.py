@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from streamflow.codecs import Codec, Format
-from streamflow.framing import Splitter
+from streamflow.codecs.formats import Codec, Format
+from streamflow.codecs.framing import Splitter
 
 REQUIRES: Final = {"pyarrow": "streamflow[parquet]"}
 

@@ -15,20 +15,20 @@ from anyio import to_thread
 from pydantic import Field, model_validator
 
 from streamflow.contracts import Context, Writer
-from streamflow.durations import SpanField
 from streamflow.errors import ConnectorError, GraphError, Problem
-from streamflow.nodes import Declaration, Sink, Source
-from streamflow.plugins import require
-from streamflow.sizes import SizeField
-from streamflow_connectors.files.encoding import cannot_write
-from streamflow_connectors.files.layout import Layout
+from streamflow.nodes.declarations import Declaration, Sink, Source
+from streamflow.nodes.durations import SpanField
+from streamflow.nodes.plugins import require
+from streamflow.nodes.sizes import SizeField
 from streamflow_connectors.files.options import FileOptions
 from streamflow_connectors.files.parquet import ParquetFormat
-from streamflow_connectors.files.part import Kind, Lines
-from streamflow_connectors.files.parts import Parts
-from streamflow_connectors.files.parts_writer import PartsWriter, opened_parts
 from streamflow_connectors.files.source import FileSource
-from streamflow_connectors.files.writer import FileWriter, open_writer
+from streamflow_connectors.files.writing.encoding import cannot_write
+from streamflow_connectors.files.writing.layout import Layout
+from streamflow_connectors.files.writing.part import Kind, Lines
+from streamflow_connectors.files.writing.parts import Parts
+from streamflow_connectors.files.writing.parts_writer import PartsWriter, opened_parts
+from streamflow_connectors.files.writing.writer import FileWriter, open_writer
 
 _OF_PARTS: Final = ("rotate", "partition_by", "atomic")
 
@@ -211,7 +211,7 @@ class FileSink(FileOptions, Sink):
     def _kind(self, context: Context) -> Callable[[Any], Kind]:
         declared = self.resolved_format
         if isinstance(declared, ParquetFormat):
-            from streamflow_connectors.files.parquet_writer import Rows
+            from streamflow_connectors.files.writing.parquet_writer import Rows
 
             return partial(Rows, declared, context)
         return partial(Lines, declared, context, self.path)

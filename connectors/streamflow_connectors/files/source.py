@@ -11,20 +11,20 @@ from typing import ClassVar, Literal
 from anyio import to_thread
 from pydantic import Field, model_validator
 
-from streamflow.codecs import Codec, CsvFormat
+from streamflow.codecs.formats import Codec, CsvFormat
 from streamflow.contracts import Context, Reader
 from streamflow.errors import ConnectorError, GraphError, Problem
-from streamflow.nodes import Source
+from streamflow.nodes.declarations import Source
+from streamflow.nodes.plugins import require
 from streamflow.operators.times import TimeUnit
-from streamflow.plugins import require
-from streamflow_connectors.files.following import FollowingReader
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
-from streamflow_connectors.files.listing import find_paths
-from streamflow_connectors.files.opened import OpenFile
 from streamflow_connectors.files.options import FileOptions
-from streamflow_connectors.files.reader import FileReader, Opening
+from streamflow_connectors.files.reading.following import FollowingReader
+from streamflow_connectors.files.reading.listing import find_paths
+from streamflow_connectors.files.reading.opened import OpenFile
+from streamflow_connectors.files.reading.reader import FileReader, Opening
 from streamflow_connectors.files.stamp import Stamp
-from streamflow_connectors.pace import AS_FAST_AS_POSSIBLE, RECORDED, PacedReader, PaceField
+from streamflow_connectors.replay import AS_FAST_AS_POSSIBLE, RECORDED, PacedReader, PaceField
 
 
 class FileSource(FileOptions, Source):
@@ -157,7 +157,7 @@ class FileSource(FileOptions, Source):
         paths = await to_thread.run_sync(find_paths, self.path, context)
         opened: Opening = partial(OpenFile, declared=declared, context=context, stamp=stamp)
         if self.is_parquet:
-            from streamflow_connectors.files.parquet_reader import OpenParquet
+            from streamflow_connectors.files.reading.parquet_reader import OpenParquet
 
             opened = partial(OpenParquet, context=context, stamp=stamp)
         return FileReader(paths, context, opened)

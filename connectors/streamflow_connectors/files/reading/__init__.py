@@ -1,0 +1,1 @@
+"""Reading files: whole ones, growing ones, and pipes."""

@@ -1,0 +1,8 @@
+"""Kafka topics as sources and sinks."""
+
+from streamflow_connectors.kafka.nodes import KafkaSink, KafkaSource
+
+__all__ = [
+    "KafkaSink",
+    "KafkaSource",
+]

@@ -1,0 +1,1 @@
+"""What connectors to servers share: addresses, certificates, retries, a backlog."""

@@ -1,0 +1,1 @@
+"""From programs to code on disk: C++, made in a process of its own."""

@@ -1,0 +1,158 @@
+"""Compiled code of recordings: found on disk, or made by a process of its own.
+
+Compiling keeps an interpreter busy for seconds, which would slow the stream down in the same
+process. What was compiled stays on disk under a digest of all that it depends on.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from streamflow.pipeline import torch_private
+from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.codegen import libraries
+from streamflow.pipeline.codegen.building import Job, Request, sketch
+
+FORMAT = 10
+"""Counts changes of this package that make older code useless."""
+
+_PROGRAM = "from streamflow.pipeline.codegen.building import main; main()"
+
+
+class Compiler:
+    """Makes the code of the stages of a pipeline in another process.
+
+    Attributes:
+        failure: Why it cannot be had, once that is known.
+    """
+
+    def __init__(self, recordings: Sequence[Recording], num_threads: int) -> None:
+        self._requests = [_request(recording, num_threads) for recording in recordings]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+        self.failure = ""
+
+    def __repr__(self) -> str:
+        names = ", ".join(request.folder.name for request in self._requests)
+        return f"<Compiler of {names}: {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """Say in a word what happens."""
+        if self.failure:
+            return "failed"
+        return "compiling" if self.is_busy else "idle"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a process is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def find(self) -> list[Path] | None:
+        """Return where the code of each stage is on disk, or nothing while some is missing."""
+        found = [_find(request) for request in self._requests]
+        paths = [path for path in found if path is not None]
+        is_complete = len(paths) == len(found) and libraries.find(libraries.LINE) is not None
+        return paths if is_complete else None
+
+    def start(self, *, is_urgent: bool) -> None:
+        """Begin to make the code; nothing may be under way.
+
+        Where it is not urgent, everything else on the machine goes first.
+        """
+        assert not self.is_busy
+        missing = {r.folder: r for r in self._requests if _find(r) is None}
+        requests = list(missing.values()) or self._requests[:1]  # what runs stages may be missing
+        try:
+            self._process = _process()
+        except OSError as error:
+            self.failure = f"no process for the compiler: {error}"
+            return
+        self._thread = threading.Thread(
+            target=self._watch,
+            args=(self._process, pickle.dumps(Job(requests, is_urgent))),
+            name="streamflow compiler",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until what was begun is made or has failed."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def close(self) -> None:
+        """End what is under way."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)  # with the compilers that it started
+        self.wait()
+
+    def _watch(self, process: subprocess.Popen[bytes], job: bytes) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(len(job).to_bytes(8, "big") + job)
+            process.stdin.flush()
+            self._read(process.stdout)
+        except OSError as error:
+            self.failure = self.failure or f"the compiler ended: {error}"
+        with process:
+            process.stdin.close()
+        if process.returncode:
+            self.failure = self.failure or f"the compiler ended with code {process.returncode}"
+
+    def _read(self, answers: IO[bytes]) -> None:
+        for line in answers:
+            try:
+                failure = json.loads(line)["failure"]
+            except (ValueError, TypeError, KeyError):  # something else that was printed
+                continue
+            self.failure = self.failure or failure
+
+
+def _process() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool, which would outlive the process
+        },
+        start_new_session=True,
+    )
+
+
+def _request(recording: Recording, num_threads: int) -> Request:
+    folder = torch_private.cache_folder()
+    request = Request([sketch(p) for p in recording.programs], folder, num_threads)
+    return replace(request, folder=folder / _digest(request))
+
+
+def _find(request: Request) -> Path | None:
+    stage, learn = (request.folder / name for name in (libraries.STAGE, libraries.NAMES[0]))
+    if stage.exists():
+        return stage
+    return learn if learn.exists() and libraries.find(libraries.LIBRARY) is not None else None
+
+
+def _digest(request: Request) -> str:
+    parts = (
+        FORMAT,
+        torch_private.target(),
+        sys.version,
+        request.num_threads,
+        *((program.layout, program.specs, program.steps) for program in request.programs),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""From code on disk to stages that run outside the interpreter."""

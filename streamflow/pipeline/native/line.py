@@ -1,0 +1,262 @@
+"""All stages of a pipeline as compiled code, beside the eager ones that they take over from."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from streamflow.pipeline import trees
+from streamflow.pipeline.capture import noise
+from streamflow.pipeline.capture.held_tensors import Unsupported
+from streamflow.pipeline.native.bound_stage import CompiledStage
+from streamflow.pipeline.native.runner import Done, Routine, Rows, Work
+from streamflow.pipeline.running.worker import Worker
+from streamflow.pipeline.stages.messages import Gradient, Sample
+from streamflow.pipeline.stages.stage import Held
+
+
+class Line:
+    """Compiled stages in a row.
+
+    Attributes:
+        stages: First stage first.
+        routine: Their code, once it is there.
+    """
+
+    def __init__(self, stages: Sequence[CompiledStage]) -> None:
+        self.stages = stages
+        self.routine: Routine | None = None
+        recording = stages[-1].recording
+        self._structure = recording.structure
+        self._outputs = [(shape[1:], dtype) for shape, dtype in recording.outputs]
+        self._num_inputs = len(stages[0].recording.inputs)
+        layout = recording.learn.layout
+        self._num_labels = layout.others + layout.weights
+
+    def __repr__(self) -> str:
+        state = "nothing yet" if self.routine is None else "ready"
+        count = len(self.stages)
+        return f"<Line: {count} stage{'s' * (count > 1)}, {state}>"
+
+    def prepare(self) -> None:
+        """Take in what has changed since the last call; before a run of calls.
+
+        Raises:
+            Unsupported: The code no longer fits.
+        """
+        for stage in self.stages:
+            stage.prepare()
+
+    def release(self) -> None:
+        """Expect that something else counts steps or replaces tensors."""
+        for stage in self.stages:
+            stage.release()
+
+    def learn(
+        self, samples: Sequence[Tensor], is_learned: Sequence[bool], *, threads: bool = False
+    ) -> tuple[Any, list[int]]:
+        """Predict samples in order and learn from them; gradients may stay in flight.
+
+        Args:
+            samples: Tensors of inputs, targets and weights (count, ...).
+            is_learned: Which are learned.
+            threads: Whether each stage has a thread.
+
+        Returns:
+            The outputs, and the updates that stage 0 had made before each.
+        """
+        made = self.stages[0].stage.updates.made
+        work = [stage.work(len(is_learned) + self._most_held) for stage in self.stages]
+        rows = self._rows(samples, self._draw(len(is_learned)), is_learned)
+        done = self._run(work, rows, drain=False, threads=threads)
+        outputs: Any = rows.outputs[0]
+        if not self._structure.is_leaf():
+            outputs = pytree.tree_unflatten(rows.outputs, self._structure)
+        return outputs, [made + step for step in done.steps]
+
+    def drain(self, *, threads: bool = False) -> None:
+        """Apply every gradient in flight."""
+        work = [stage.work(self._most_held) for stage in self.stages]
+        self._run(work, self._rows([], [], []), drain=True, threads=threads)
+
+    def rehearse(
+        self, samples: Sequence[Tensor], is_learned: Sequence[bool], workers: Sequence[Worker]
+    ) -> tuple[list[Tensor] | None, float]:
+        """Learn samples as the workers, which are at rest, would, but on copies of all.
+
+        Returns:
+            Outputs and what would be written, or None where nothing was learned; and the
+            seconds that it took.
+        """
+        assert self.routine is not None
+        self._load(workers)
+        updates = len(is_learned) + self._most_held
+        work = [stage.copy_of(stage.work(updates)) for stage in self.stages]
+        rows = self._rows(samples, self._foresee(len(is_learned)), is_learned)
+        start = time.perf_counter()
+        done = self.routine.run(work, rows, drain=False, threads=False)
+        seconds = time.perf_counter() - start
+        self.routine.place([0] * len(self.stages))
+        if not done.made[-1]:
+            return None, seconds
+        written = [
+            tensor
+            for stage, own in zip(self.stages, work, strict=True)
+            for tensor in stage.written(own.learn)
+        ]
+        return [*rows.outputs, *written], seconds
+
+    def written(self) -> list[Tensor]:
+        """Return what is written as it is now."""
+        return [tensor for stage in self.stages for tensor in stage.written()]
+
+    def take_over(self, workers: Sequence[Worker]) -> None:
+        """Have in flight what the workers, which are at rest, have; they then have nothing.
+
+        Raises:
+            Unsupported: Their gradients are others than the code's.
+        """
+        self._load(workers)
+        for worker in workers:
+            worker.replace([], [])
+
+    def hand_over(self, workers: Sequence[Worker], number: int) -> None:
+        """Give the workers, which have nothing in flight, what is in flight here.
+
+        Args:
+            workers: Of the eager stages.
+            number: Samples that have entered the pipeline.
+        """
+        assert self.routine is not None
+        numbers = self.routine.numbers()
+        for index, (stage, worker) in enumerate(zip(self.stages, workers, strict=True)):
+            held = [self._held(index, n, number - numbers[index].stop + n) for n in numbers[index]]
+            behind = numbers[index + 1].start if index + 1 < len(workers) else 0
+            came = range(numbers[index].start, behind)
+            worker.replace(held, [self._gradient(index, n) for n in came])
+            stage.stage.resume(held)
+        self.routine.place([0] * len(self.stages))
+
+    def close(self) -> None:
+        """End what runs the stages."""
+        if self.routine is not None:
+            self.routine.close()
+
+    @property
+    def _most_held(self) -> int:
+        """Samples that a stage holds at most when it is at rest."""
+        assert self.routine is not None
+        return len(self.routine.slots[0])
+
+    def _draw(self, count: int) -> list[Tensor]:
+        """Draw the random numbers of the samples that come next; remember how."""
+        assert self.routine is not None
+        found: list[Tensor] = []
+        for stage, slots in zip(self.stages, self.routine.slots, strict=True):
+            noises = stage.recording.noises
+            if noises:
+                kept = len(slots) if len(self.stages) > 1 else 0
+                draw = partial(noise.draw, noises, count, kept)
+                drawn, states = stage.stage.randomness.draw(draw)
+                found += drawn
+                last = self.routine.numbers()[0].stop + count
+                for n, state in enumerate(states, last - len(states)):
+                    slots.states[n % len(slots)] = state
+        return found
+
+    def _foresee(self, count: int) -> list[Tensor]:
+        """Draw the same, and leave it to be drawn again."""
+        found: list[Tensor] = []
+        for stage in self.stages:
+            if stage.recording.noises:
+                found += _replayed(stage, count, stage.stage.randomness.state)
+        return found
+
+    def _rows(
+        self, samples: Sequence[Tensor], noises: Sequence[Tensor], is_learned: Sequence[bool]
+    ) -> Rows:
+        count = len(is_learned)
+        outputs = [torch.empty((count, *shape), dtype=dtype) for shape, dtype in self._outputs]
+        inputs, labels = samples[: self._num_inputs], samples[self._num_inputs :]
+        if not count:
+            inputs = [torch.empty(0)] * self._num_inputs
+            noises = [torch.empty(0)] * sum(len(stage.recording.noises) for stage in self.stages)
+        if True not in is_learned:
+            labels = [torch.empty(0)] * self._num_labels
+        return Rows(inputs, noises, labels, outputs, bytes(is_learned), count)
+
+    def _run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+        assert self.routine is not None
+        done = self.routine.run(work, rows, drain=drain, threads=threads)
+        for stage, made, skipped in zip(self.stages, done.made, done.skipped, strict=True):
+            stage.finish(made, skipped)
+        return done
+
+    def _load(self, workers: Sequence[Worker]) -> None:
+        """Copy what workers have in flight."""
+        assert self.routine is not None
+        in_flight = [worker.in_flight for worker in workers]
+        counts = [len(held) for held, _ in in_flight]
+        self.routine.place(counts)
+        for index, (held, gradients) in enumerate(in_flight):
+            slots = self.routine.slots[index]
+            numbers = range(counts[0] - counts[index], counts[0])
+            for n, sample in zip(numbers, held, strict=True):
+                buffers = sample.buffers or {}
+                names = self.stages[index].recording.snapshots
+                _fill(slots.inputs, n, trees.tensors(sample.values))
+                _fill(slots.snapshots, n, [buffers[name] for name in names])
+                if slots.noises:
+                    assert sample.random is not None
+                    drawn = _replayed(self.stages[index], 1, sample.random)
+                    _fill(slots.noises, n, [tensor[0] for tensor in drawn])
+                    slots.states[n % len(slots)] = sample.random
+            for n, gradient in zip(numbers, gradients, strict=False):
+                slots.is_empty[n % len(slots)] = gradient.values is None
+                if gradient.values is not None:
+                    self._check_reached(index, gradient.values)
+                    _fill(slots.gradients, n, [g for g in gradient.values if g is not None])
+
+    def _check_reached(self, index: int, gradients: Sequence[Tensor | None]) -> None:
+        reached = self.stages[index].recording.reached
+        if [gradient is not None for gradient in gradients] != reached:
+            msg = "whether a gradient exists changes from sample to sample"
+            raise Unsupported(msg)
+
+    def _held(self, index: int, n: int, number: int) -> Held:
+        assert self.routine is not None
+        stage, slots = self.stages[index], self.routine.slots[index]
+        names = stage.recording.snapshots
+        values = pytree.tree_unflatten(_copies(slots.inputs, n), stage.recording.values)
+        buffers = dict(zip(names, _copies(slots.snapshots, n), strict=True))
+        random = slots.states[n % len(slots)]
+        return stage.stage.recalled(Sample(number, True), values, buffers, random)
+
+    def _gradient(self, index: int, n: int) -> Gradient:
+        assert self.routine is not None
+        slots = self.routine.slots[index]
+        if slots.is_empty[n % len(slots)]:
+            return Gradient(None)
+        found = iter(_copies(slots.gradients, n))
+        reached = self.stages[index].recording.reached
+        return Gradient([next(found) if is_there else None for is_there in reached])
+
+
+def _replayed(stage: CompiledStage, count: int, state: Tensor) -> list[Tensor]:
+    """Draw the random numbers of so many samples again."""
+    draw = partial(noise.draw, stage.recording.noises, count, 0)
+    drawn: list[Tensor] = stage.stage.randomness.replay(draw, state)[0]
+    return drawn
+
+
+def _fill(rings: Sequence[Tensor], n: int, tensors: Sequence[Tensor]) -> None:
+    for ring, tensor in zip(rings, tensors, strict=True):
+        ring[n % len(ring)] = tensor.detach()
+
+
+def _copies(rings: Sequence[Tensor], n: int) -> list[Tensor]:
+    return [ring[n % len(ring)].clone() for ring in rings]

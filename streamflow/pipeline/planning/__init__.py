@@ -1,0 +1,1 @@
+"""What stages cost, where to cut, and what to expect: measured on copies."""

@@ -1,0 +1,1 @@
+"""Which way samples go: eagerly, compiled, or many in one forward."""

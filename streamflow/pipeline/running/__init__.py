@@ -1,0 +1,1 @@
+"""What runs eager stages: a worker for each, in one thread or in several."""
