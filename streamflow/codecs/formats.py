@@ -92,9 +92,12 @@ class Format(Declaration):
 
     def model_post_init(self, _context: object) -> None:
         """Take the first name that the class is registered under."""
-        value = f"{type(self).__module__}:{type(self).__qualname__}"
-        points = registered(FORMATS).items()
-        self._name = next((name for name, point in points if point.value == value), "")
+        named = (
+            name
+            for name, point in registered(FORMATS).items()
+            if point.attr == type(self).__qualname__ and point.load() is type(self)
+        )
+        self._name = next(named, "")
 
     @property
     def name(self) -> str:
