@@ -230,4 +230,4 @@ class Clock:
 
 def stages_of(pipeline: Pipeline) -> Sequence[Stage]:
     """Return the stages that a pipeline is made of."""
-    return pipeline._stages
+    return pipeline._router.assembly.stages

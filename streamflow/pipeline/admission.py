@@ -1,7 +1,8 @@
 """What happens to samples before they enter: checked, copied and cut into single ones."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ Predict = Callable[[Any], Any]
 Loss = Callable[[Sample, Any], Tensor]
 
 
-class Batch:
+class AdmittedBatch:
     """Samples that may enter, all tensors (n, ...).
 
     Attributes:
@@ -27,6 +28,7 @@ class Batch:
         weights: Factor of each sample's loss (n,), or None.
         is_learned: Which samples cause updates.
         keys: The stream of each.
+        number: Samples that entered the pipeline before these.
     """
 
     def __init__(
@@ -39,37 +41,52 @@ class Batch:
     ) -> None:
         self.inputs, self.targets, self.weights = inputs, targets, weights
         self.is_learned, self.keys = is_learned, keys
+        self.number = 0
 
     def __len__(self) -> int:
         return len(self.is_learned)
 
-    @cached_property
-    def rows(self) -> list[Any]:
-        """The inputs of each sample."""
-        return trees.split_samples(self.inputs, len(self))
-
-    def samples(self, first: int, stop: int, *, number: int) -> list[Sample]:
-        """Return some samples; ``number`` came into the pipeline before this batch."""
+    def samples(self, first: int, stop: int) -> list[tuple[Sample, Any]]:
+        """Return some samples, each with its inputs."""
         return [
-            Sample(
-                number + index,
-                self.is_learned[index],
-                self._labels[index],
-                self._factors[index],
-                self.keys[index],
+            (Sample(self.number + index, is_learned, label, factor, key), row)
+            for index, (row, label, factor, is_learned, key) in enumerate(
+                self._parts[first:stop], first
             )
-            for index in range(first, stop)
         ]
 
     @cached_property
-    def _labels(self) -> list[Any]:
-        if self.targets is None:
-            return [None] * len(self)
-        return trees.split_samples(self.targets, len(self))
+    def _parts(self) -> list[tuple[Any, Any, Tensor | None, bool, Key]]:
+        """Inputs, target, weight and so on of each sample."""
+        count = len(self.is_learned)
+        nothing = [None] * count
+        labels = nothing if self.targets is None else trees.split_samples(self.targets, count)
+        factors = nothing if self.weights is None else self.weights.unbind()
+        rows = trees.split_samples(self.inputs, count)
+        return list(zip(rows, labels, factors, self.is_learned, self.keys, strict=True))
 
-    @cached_property
-    def _factors(self) -> Sequence[Tensor | None]:
-        return [None] * len(self) if self.weights is None else self.weights.unbind()
+    def count_quiet(self, first: int) -> int:
+        """Count the samples from here that are not learned."""
+        with suppress(ValueError):
+            return self.is_learned.index(True, first) - first
+        return len(self) - first
+
+    def run_length(self, first: int, most: int, shared: int | None) -> int:
+        """Count the samples from here that a call takes: of one stream, up to so many.
+
+        Args:
+            first: Where the call begins.
+            most: Samples of a call.
+            shared: So many in a row that are not learned are left to a forward that they share.
+        """
+        stop = min(first + most, len(self))
+        if shared is not None:
+            place = bytes(self.is_learned[first:stop]).find(bytes(shared))
+            stop = stop if place < 0 else first + place
+        keys = self.keys[first:stop]
+        if keys.count(self.keys[first]) == len(keys):
+            return len(keys)
+        return next(place for place, key in enumerate(keys) if key != keys[0])
 
 
 class Admission:
@@ -103,7 +120,9 @@ class Admission:
         self._usual: Any = None
         self._usual_inputs: Any = None
 
-    def admit(self, inputs: Any, targets: Any, learn: Any, weights: Any, keys: Any) -> Batch:
+    def admit(
+        self, inputs: Any, targets: Any, learn: Any, weights: Any, keys: Any
+    ) -> AdmittedBatch:
         """Check all samples of a call.
 
         Raises:
@@ -112,7 +131,9 @@ class Admission:
         if learn is None and weights is None and keys is None and self._is_usual(inputs, targets):
             count = len(inputs)
             labels = None if targets is None else targets.clone()
-            return Batch(inputs.clone(), labels, None, [labels is not None] * count, [None] * count)
+            return AdmittedBatch(
+                inputs.clone(), labels, None, [labels is not None] * count, [None] * count
+            )
         count = checks.count(inputs, "inputs")
         mask = self._mask(targets, learn, count)
         checks.raise_first(
@@ -125,7 +146,7 @@ class Admission:
         if count:
             self._check_fit(inputs, targets, mask)
         labels = None if targets is None else self._labels(targets)
-        return Batch(self.own(inputs), labels, factors, mask.tolist(), streams)
+        return AdmittedBatch(self.own(inputs), labels, factors, mask.tolist(), streams)
 
     def _is_usual(self, inputs: Any, targets: Any) -> bool:
         """Say whether there is nothing to check: plain, finite tensors of a kind known to fit."""

@@ -21,13 +21,12 @@ from streamflow.pipeline.options import (
 )
 from streamflow.pipeline.planning.choice import FirstSample, first_sample, measured_plan
 from streamflow.pipeline.planning.plan import Plan
-from streamflow.pipeline.routing.eager import Flow
-from streamflow.pipeline.routing.router import EAGER_SO_FAR, Switch, why_eager
+from streamflow.pipeline.routing.router import Router
+from streamflow.pipeline.routing.variants import EAGER_SO_FAR
 from streamflow.pipeline.running.assembly import assemble
 from streamflow.pipeline.running.timeline import Timeline
 from streamflow.pipeline.stages.lanes import device_of, move
 from streamflow.pipeline.stages.recurrence import initial_state
-from streamflow.pipeline.stages.stage import Stage
 from streamflow.pipeline.stages.updates import check_groups
 
 
@@ -142,11 +141,10 @@ class Pipeline:
         self._module = module
         self._home = device_of(module)
         self._initial = initial_state(module, self._options.state)
-        self._flow: Flow | None = None
+        self._router: Router | None = None
         self._loaded: dict[str, Any] | None = None
         self._plan: Plan | None = None
         self._first: FirstSample | None = None
-        self._why_eager = ""
         self._num_samples = self._num_learned = 0
         self._is_closed = False
         self.steps: list[int] = []
@@ -155,38 +153,27 @@ class Pipeline:
         elif stages != "auto":
             partition(module, stages)  # tells early that the network does not have so many
 
-    @property
-    def _stages(self) -> Sequence[Stage]:
-        return self._flow.assembly.stages if self._flow else ()
-
-    def _settle(self, cuts: Sequence[str], executor: str) -> Flow:
+    def _settle(self, cuts: Sequence[str], executor: str) -> Router:
         """Build the stages."""
         assembly = assemble(self._module, cuts, executor, self._options, self._initial)
-        self._why_eager = why_eager(assembly, self._options)
-        switch = None if self._why_eager else Switch(assembly, self._options)
-        flow = self._flow = Flow(
-            assembly,
-            clip_norm=self._options.clip_norm,
-            switch=switch,
-            may_batch=self._options.compile is not False,
-        )
+        router = self._router = Router(assembly, self._options)
         self._admission = Admission(
             self._options.loss,
             input_device=assembly.stages[0].lane.device,
             output_device=assembly.stages[-1].lane.device,
             has_state=bool(self._options.state),
-            predict=lambda row: flow.peek([row], [None])[0],
+            predict=lambda row: router.peek([row], [None])[0],
         )
         if self._loaded is not None:
-            saving.load(assembly.stages, self._loaded)
+            assembly.load(self._loaded)
             self._loaded = None
-        return flow
+        return router
 
-    def _ready(self, inputs: Any, targets: Any = None) -> Flow:
+    def _ready(self, inputs: Any, targets: Any = None) -> Router:
         """Return what runs the stages; at the first sample it is measured how to cut."""
         self._check_usable()
-        if self._flow is not None:
-            return self._flow
+        if self._router is not None:
+            return self._router
         first = first_sample(inputs, targets)
         if self._loaded is not None and (cuts := self._fitting_cuts(self._loaded)) is not None:
             options = replace(self._options, stages=cuts, rate=None)
@@ -224,13 +211,13 @@ class Pipeline:
         first = self._first if inputs is None else first_sample(inputs, targets)
         assert first is not None
         options = self._options
-        if self._flow is not None:
-            self._flow.drain()
-            executor = self._flow.assembly.executor.name
-            cuts = self._flow.assembly.cuts
+        if self._router is not None:
+            self._router.drain()
+            executor = self._router.assembly.executor.name
+            cuts = self._router.assembly.cuts
             options = replace(options, stages=cuts, rate=None, executor=executor)
         plan = measured_plan(self._module, first, options, self._initial)
-        has_news = self._flow is not None and self.learning != EAGER_SO_FAR
+        has_news = self._router is not None and self.learning != EAGER_SO_FAR
         return replace(plan, learning=self.learning) if has_news else plan
 
     def __enter__(self) -> Self:
@@ -251,13 +238,14 @@ class Pipeline:
     def __repr__(self) -> str:
         status = "broken" if self._failure else "closed" if self._is_closed else "open"
         scheme = f"{self._options.schedule}, {self._options.backward}"
-        if self._flow is None:
+        if self._router is None:
             return f"<Pipeline {status}: {self._options.stages} stages to be cut, {scheme}>"
-        count = len(self._stages)
-        devices = ", ".join(dict.fromkeys(str(stage.lane.device) for stage in self._stages))
+        stages = self._router.assembly.stages
+        count = len(stages)
+        devices = ", ".join(dict.fromkeys(str(stage.lane.device) for stage in stages))
         return (
             f"<Pipeline {status}: {count} stage{'s' * (count > 1)}, {scheme}, "
-            f"{self._flow.assembly.executor.name} on {devices}, "
+            f"{self._router.assembly.executor.name} on {devices}, "
             f"{self._num_samples} samples, updates {self.counters['updates']}, {self.learning}>"
         )
 
@@ -269,10 +257,7 @@ class Pipeline:
     @property
     def learning(self) -> str:
         """How samples are learned now: ``compiled, ...`` or ``eager...``, with the reason."""
-        if self._flow is None:
-            return EAGER_SO_FAR
-        switch = self._flow.switch
-        return f"eager: {self._why_eager}" if switch is None else switch.status
+        return EAGER_SO_FAR if self._router is None else self._router.learning
 
     @property
     def counters(self) -> dict[str, Any]:
@@ -286,10 +271,14 @@ class Pipeline:
         return {
             "samples": self._num_samples,
             "learned": self._num_learned,
-            "updates": [stage.updates.made for stage in self._stages],
-            "skipped": [stage.updates.skipped for stage in self._stages],
-            "forgotten": max((stage.states.forgotten for stage in self._stages), default=0),
+            **self._updates,
         }
+
+    @property
+    def _updates(self) -> dict[str, Any]:
+        if self._router is None:
+            return {"updates": [], "skipped": [], "forgotten": 0}
+        return self._router.assembly.counters
 
     def process(
         self,
@@ -320,16 +309,16 @@ class Pipeline:
             SampleError: A sample cannot enter; none has, and the pipeline is as it was.
             StageError: A stage raised; the pipeline is broken.
         """
-        flow = self._ready(inputs, targets)
+        router = self._ready(inputs, targets)
         batch = self._admission.admit(inputs, targets, learn, weights, keys)
-        number = self._num_samples
+        batch.number = self._num_samples
         self._num_samples += len(batch)
         self._num_learned += sum(batch.is_learned)
         self._first = self._first or first_sample(inputs, targets)
         self.steps = []
         if not len(batch):
             return self._no_outputs(inputs)
-        outputs, self.steps = flow.process(batch, number=number)
+        outputs, self.steps = router.process(batch)
         return outputs
 
     def learn(
@@ -352,19 +341,19 @@ class Pipeline:
         Raises:
             SampleError: A sample does not fit the network; the pipeline is as it was.
         """
-        flow = self._ready(inputs)
+        router = self._ready(inputs)
         count = checks.count(inputs, "inputs")
         checks.raise_first(checks.find_not_finite(inputs, "inputs"))
         streams = self._admission.keys(keys, count)
         if count == 0:
             return self._no_outputs(inputs)
-        return flow.infer(self._admission.own(inputs), streams)
+        return router.infer(self._admission.own(inputs), streams)
 
     def drain(self) -> None:
         """Apply every gradient in flight, in schedule order; the next sample enters at slot 0."""
         self._check_usable()
-        if self._flow is not None:
-            self._flow.drain()
+        if self._router is not None:
+            self._router.drain()
 
     @contextmanager
     def timeline(self) -> Iterator[Timeline]:
@@ -377,16 +366,16 @@ class Pipeline:
         >>> Path("timeline.svg").write_text(timeline.svg())  # doctest: +SKIP
         """
         self.drain()
-        if self._flow is None:
+        if self._router is None:
             msg = "timeline: expected stages, got none before the first sample; process one first"
             raise OptionError(msg)
-        timeline = Timeline(len(self._stages))
-        self._flow.watch(timeline.events.append)
+        timeline = Timeline(len(self._router.assembly.stages))
+        self._router.watch(timeline.events.append)
         try:
             yield timeline
             self.drain()
         finally:
-            self._flow.watch(None)
+            self._router.watch(None)
 
     def close(self) -> None:
         """Drain and take no more samples; closing again does nothing."""
@@ -414,10 +403,10 @@ class Pipeline:
             loaded: dict[str, Any] = saving.copy(self._loaded)
             return loaded
         return {
-            **saving.save(self._stages),
+            **(self._router.assembly.save() if self._router else saving.join([])),
             "module": saving.copy(dict(self._module.state_dict())),
             "counters": self.counters,
-            "cuts": list(self._flow.assembly.cuts) if self._flow else None,
+            "cuts": list(self._router.assembly.cuts) if self._router else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -429,10 +418,10 @@ class Pipeline:
         """
         self.drain()
         self._module.load_state_dict(state["module"])
-        if self._flow is None:
+        if self._router is None:
             self._loaded = saving.copy(state)
         else:
-            saving.load(self._stages, state)
+            self._router.assembly.load(state)
         self._num_samples = state["counters"]["samples"]
         self._num_learned = state["counters"]["learned"]
 
@@ -441,7 +430,7 @@ class Pipeline:
 
     @property
     def _failure(self) -> StageError | None:
-        return self._flow.failure if self._flow else None
+        return self._router.failure if self._router else None
 
     def _check_usable(self) -> None:
         if self._failure is not None:
@@ -451,8 +440,8 @@ class Pipeline:
             raise ClosedError(msg)
 
     def _abandon(self) -> None:
-        if self._flow is not None:
-            self._flow.close()
+        if self._router is not None:
+            self._router.close()
         self._is_closed = True
         if self._options.devices is not None:
             move(self._module, self._module, self._home)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from streamflow.pipeline import trees
+from streamflow.pipeline.stages.recurrence import States
 from streamflow.pipeline.stages.stage import Stage
 from streamflow.pipeline.stages.updates import Updates, settings_of
 
@@ -26,68 +27,108 @@ def _copied(tensor: Tensor) -> Tensor:
     return made
 
 
-def save(stages: Sequence[Stage]) -> dict[str, Any]:
-    """Return what stages know beside weights and counters; they must be drained."""
+def save(stage: Stage) -> dict[str, Any]:
+    """Return what a drained stage knows beside weights and counters."""
+    updates = stage.updates
     return {
-        "optimizer": _save_optimizers(stages),
-        "schedulers": [_save_scheduler(stage.updates) for stage in stages],
-        "accumulated": _save_accumulated(stages),
-        "recurrent": _save_recurrent(stages),
-        "random": [stage.randomness.state.clone() for stage in stages],
+        "optimizer": _save_optimizer(updates),
+        "scheduler": _save_scheduler(updates),
+        "accumulated": _save_accumulated(updates),
+        "recurrent": _save_recurrent(stage.states),
+        "random": stage.randomness.state.clone(),
     }
 
 
-def load(stages: Sequence[Stage], saved: dict[str, Any]) -> None:
-    """Give stages what :func:`save` returned and the counters, from any number of stages."""
-    _load_optimizers(stages, saved["optimizer"])
-    _load_accumulated(stages, saved.get("accumulated", {}))
-    _load_recurrent(stages, saved.get("recurrent"))
-    counters = saved["counters"]
-    made, skipped, random_states = counters["updates"], counters["skipped"], saved.get("random", [])
-    schedulers = saved.get("schedulers", [])
-    is_same = len(made) == len(stages)
-    if made and not is_same:
-        count = len(stages)
-        made, skipped, random_states = [made[0]] * count, [skipped[0]] * count, []
-    for stage, updates, lost in zip(stages, made, skipped, strict=False):
-        stage.updates.made, stage.updates.skipped = updates, lost
-        stage.states.forgotten = counters.get("forgotten", 0)
-    for stage, random_state in zip(stages, random_states, strict=False):
-        stage.randomness.state = random_state.clone()
-    for index, stage in enumerate(stages):
-        _load_scheduler(stage.updates, schedulers, index if is_same else None)
+def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the stages of a pipeline know, from what each one has saved."""
+    by_name: dict[str, dict[str, Any]] = {"state": {}, "settings": {}, "declared": {}}
+    recurrent: dict[str, Any] = {"keys": [], "initial": {}, "values": {}}
+    for part in parts:
+        for kind, found in part["optimizer"].items():
+            by_name[kind] |= found
+        if part["recurrent"]:
+            recurrent["keys"] = part["recurrent"]["keys"]
+            recurrent["initial"] |= part["recurrent"]["initial"]
+            recurrent["values"] |= part["recurrent"]["values"]
+    return {
+        "optimizer": by_name,
+        "schedulers": [part["scheduler"] for part in parts],
+        "accumulated": {k: v for part in parts for k, v in part["accumulated"].items()},
+        "recurrent": recurrent,
+        "random": [part["random"] for part in parts],
+    }
 
 
-def _save_optimizers(stages: Iterable[Stage]) -> dict[str, Any]:
+def split(saved: dict[str, Any], num_stages: int) -> list[dict[str, Any]]:
+    """Return for each of some stages what :func:`load` takes.
+
+    Args:
+        saved: What :func:`join` returned, with the counters, of any number of stages.
+        num_stages: How many stages there are now.
+    """
+    counters, schedulers = saved["counters"], saved.get("schedulers", [])
+    made = counters["updates"]
+    is_same = len(made) == num_stages
+    first = next((state for state in schedulers if state is not None), None)
+    return [
+        {
+            "optimizer": saved["optimizer"],
+            "accumulated": saved.get("accumulated", {}),
+            "recurrent": saved.get("recurrent"),
+            "updates": _entry(made, index if is_same else 0),
+            "skipped": _entry(counters["skipped"], index if is_same else 0),
+            "forgotten": counters.get("forgotten", 0),
+            "random": _entry(saved.get("random", []), index) if is_same else None,
+            "scheduler": _entry(schedulers, index) if is_same else first,
+            "is_same_stage": is_same,
+        }
+        for index in range(num_stages)
+    ]
+
+
+def _entry(found: Sequence[Any], index: int) -> Any:
+    return found[index] if index < len(found) else None
+
+
+def load(stage: Stage, saved: dict[str, Any]) -> None:
+    """Give a stage its part of what was saved."""
+    _load_optimizer(stage.updates, saved["optimizer"])
+    _load_accumulated(stage.updates, saved["accumulated"])
+    _load_recurrent(stage.states, saved["recurrent"])
+    if saved["updates"] is not None:
+        stage.updates.made, stage.updates.skipped = saved["updates"], saved["skipped"]
+        stage.states.forgotten = saved["forgotten"]
+    if saved["random"] is not None:
+        stage.randomness.state = saved["random"].clone()
+    _load_scheduler(stage.updates, saved["scheduler"], is_same_stage=saved["is_same_stage"])
+
+
+def _save_optimizer(updates: Updates) -> dict[str, Any]:
     """Return by parameter ``state``, ``settings`` (learning rate ...), and those ``declared``."""
     state, settings, declared = {}, {}, {}
-    for stage in stages:
-        for name, parameter, index in _places(stage.updates):
-            optimizer = stage.updates.optimizer
-            assert optimizer is not None
-            state[name] = copy(dict(optimizer.state.get(parameter, {})))
-            settings[name] = copy(settings_of(optimizer.param_groups[index]))
-            declared[name] = copy(stage.updates.declared_groups[index])
+    for name, parameter, index in _places(updates):
+        assert updates.optimizer is not None
+        state[name] = copy(dict(updates.optimizer.state.get(parameter, {})))
+        settings[name] = copy(settings_of(updates.optimizer.param_groups[index]))
+        declared[name] = copy(updates.declared_groups[index])
     return {"state": state, "settings": settings, "declared": declared}
 
 
-def _load_optimizers(stages: Iterable[Stage], saved: dict[str, Any]) -> None:
+def _load_optimizer(updates: Updates, saved: dict[str, Any]) -> None:
     """Set states by name; settings where a whole group agrees and their declaration is the same."""
-    for stage in stages:
-        agreed: dict[int, Any] = {}
-        for name, parameter, index in _places(stage.updates):
-            optimizer = stage.updates.optimizer
-            assert optimizer is not None
-            optimizer.state[parameter] = _moved(saved["state"].get(name, {}), parameter)
-            own = stage.updates.declared_groups[index]
-            settings = saved["settings"].get(name, {})
-            kept = _undisputed(settings, saved["declared"].get(name, {}), own)
-            if "lr" not in kept:
-                kept.pop("initial_lr", None)
-            agreed[index] = kept if agreed.get(index, kept) == kept else {}
-        for index, kept in agreed.items():
-            assert stage.updates.optimizer is not None
-            stage.updates.optimizer.param_groups[index].update(copy(kept))
+    agreed: dict[int, Any] = {}
+    for name, parameter, index in _places(updates):
+        assert updates.optimizer is not None
+        updates.optimizer.state[parameter] = _moved(saved["state"].get(name, {}), parameter)
+        own = updates.declared_groups[index]
+        settings = saved["settings"].get(name, {})
+        kept = _undisputed(settings, saved["declared"].get(name, {}), own)
+        if "lr" not in kept:
+            kept.pop("initial_lr", None)
+        agreed[index] = kept if agreed.get(index, kept) == kept else {}
+    for index, kept in agreed.items():
+        assert updates.optimizer is not None
+        updates.optimizer.param_groups[index].update(copy(kept))
 
 
 def _undisputed(
@@ -126,25 +167,14 @@ def _save_scheduler(updates: Updates) -> dict[str, Any] | None:
     }
 
 
-def _load_scheduler(
-    updates: Updates, saved: Sequence[dict[str, Any] | None], index: int | None
-) -> None:
+def _load_scheduler(updates: Updates, saved: dict[str, Any] | None, *, is_same_stage: bool) -> None:
     """Set the state of the same stage, or of another that has made as many steps."""
-    if updates.scheduler is None or updates.optimizer is None:
+    if updates.scheduler is None or updates.optimizer is None or saved is None:
         return
-    if index is not None:
-        found = saved[index] if index < len(saved) else None
-    else:
-        found = next((state for state in saved if state is not None), None)
-    if found is None:
-        return
-    state, declared = found["state"], found["declared"]
-    if index is None:
+    state, declared, own = saved["state"], saved["declared"], updates.declared_schedule
+    if not is_same_stage:
         groups = updates.optimizer.param_groups
-        state, declared = _with_rates(state, groups), _with_rates(declared, groups)
-        own = _with_rates(updates.declared_schedule, groups)
-    else:
-        own = updates.declared_schedule
+        state, declared, own = (_with_rates(found, groups) for found in (state, declared, own))
     updates.scheduler.load_state_dict(copy(_undisputed(state, declared, own)))
 
 
@@ -161,52 +191,47 @@ def _with_rates(state: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict
     }
 
 
-def _save_accumulated(stages: Iterable[Stage]) -> dict[str, Any]:
+def _save_accumulated(updates: Updates) -> dict[str, Any]:
     """Return by parameter how many gradients of a started group there are, and their sum."""
+    if not updates.pending:
+        return {}
     return {
         name: {
-            "count": stage.updates.pending,
+            "count": updates.pending,
             "gradient": None if parameter.grad is None else parameter.grad.detach().clone(),
         }
-        for stage in stages
-        if stage.updates.pending
-        for name, parameter in stage.updates.parameters.items()
+        for name, parameter in updates.parameters.items()
     }
 
 
-def _load_accumulated(stages: Iterable[Stage], saved: dict[str, Any]) -> None:
-    for stage in stages:
-        parameters = stage.updates.parameters
-        counts = {name: saved[name]["count"] if name in saved else 0 for name in parameters}
-        # Stages that skipped a sample have fewer; what joins them keeps its mean.
-        stage.updates.pending = pending = min(counts.values(), default=0)
-        for name, parameter in parameters.items():
-            gradient = saved[name]["gradient"] if pending else None
-            if gradient is not None:
-                gradient = gradient.to(parameter.device, copy=True) * (pending / counts[name])
-            parameter.grad = gradient
+def _load_accumulated(updates: Updates, saved: dict[str, Any]) -> None:
+    parameters = updates.parameters
+    counts = {name: saved[name]["count"] if name in saved else 0 for name in parameters}
+    # Stages that skipped a sample have fewer; what joins them keeps its mean.
+    updates.pending = pending = min(counts.values(), default=0)
+    for name, parameter in parameters.items():
+        gradient = saved[name]["gradient"] if pending else None
+        if gradient is not None:
+            gradient = gradient.to(parameter.device, copy=True) * (pending / counts[name])
+        parameter.grad = gradient
 
 
-def _save_recurrent(stages: Iterable[Stage]) -> dict[str, Any]:
-    initial: dict[str, Tensor] = {}
-    values: dict[str, list[Tensor]] = {}
-    keys: list[Any] = []
-    for stage in stages:
-        if not stage.states:
-            continue
-        sets = stage.states.save()
-        keys = [key for key, _ in sets]
-        initial |= copy(stage.states.initial)
-        values |= {name: [found[name] for _, found in sets] for name in stage.states.initial}
-    return {"keys": keys, "initial": initial, "values": values}
+def _save_recurrent(states: States) -> dict[str, Any] | None:
+    if not states:
+        return None
+    sets = states.save()
+    return {
+        "keys": [key for key, _ in sets],
+        "initial": copy(states.initial),
+        "values": {name: [found[name] for _, found in sets] for name in states.initial},
+    }
 
 
-def _load_recurrent(stages: Iterable[Stage], saved: dict[str, Any] | None) -> None:
-    for stage in stages:
-        if not stage.states or not saved or not saved["initial"]:
-            continue
-        sets = [
-            (key, {name: saved["values"][name][index] for name in stage.states.initial})
-            for index, key in enumerate(saved["keys"])
-        ]
-        stage.states.load(saved["initial"], sets)
+def _load_recurrent(states: States, saved: dict[str, Any] | None) -> None:
+    if not states or not saved or not saved["initial"]:
+        return
+    sets = [
+        (key, {name: saved["values"][name][index] for name in states.initial})
+        for index, key in enumerate(saved["keys"])
+    ]
+    states.load(saved["initial"], sets)

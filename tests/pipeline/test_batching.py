@@ -97,7 +97,7 @@ def test_samples_share_a_forward_when_no_gradient_is_in_flight(
     flags: str, quiet: int, lag: int, wanted: list[tuple[int, int, bool]]
 ) -> None:
     is_learned = [flag == "L" for flag in flags]
-    assert runs(is_learned, 0, len(flags), quiet=quiet, lag=lag) == wanted
+    assert list(runs(is_learned, 0, len(flags), quiet=quiet, lag=lag)) == wanted
 
 
 def test_samples_before_count_up_to_the_last_that_was_learned() -> None:

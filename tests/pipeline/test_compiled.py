@@ -21,7 +21,7 @@ from streamflow.errors import StageError
 from streamflow.pipeline import Pipeline
 from streamflow.pipeline.native.line import Line
 from streamflow.pipeline.native.native import Native, RaisedError
-from streamflow.pipeline.routing import router
+from streamflow.pipeline.routing import variants
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.real_networks import CASES
 from tests.pipeline.test_any_module import part_of
@@ -321,7 +321,7 @@ def test_code_that_raises_when_it_is_tried_is_not_used(monkeypatch: pytest.Monke
 
 
 def test_it_switches_over_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "Patience", lambda: router.AT_ONCE)
+    monkeypatch.setattr(variants, "Patience", lambda: variants.AT_ONCE)
     inputs, targets = stream(400, seed=5)
     net, plain = net_and_copy()
     with learner(net, compile="auto") as pipe, learner(plain, compile=False) as wanted:
@@ -329,8 +329,8 @@ def test_it_switches_over_in_the_middle_of_a_stream(monkeypatch: pytest.MonkeyPa
         found = [pipe.process(inputs[:3], targets[:3])]
         for first in range(3, 393, 10):  # until the process that compiles, if any, is ready
             found.append(pipe.process(inputs[first : first + 10], targets[first : first + 10]))
-            for kind in pipe._flow.switch._kinds.values():  # type: ignore[union-attr]
-                kind.compiler.wait()
+            for way in pipe._router._variants._found.values():  # type: ignore[union-attr]
+                way.compiler.wait()
         assert pipe.learning.startswith("compiled") or "not faster" in pipe.learning
         assert_close(torch.cat(found), wanted.process(inputs[:393], targets[:393]))
     assert_close(net.state_dict(), plain.state_dict())
@@ -346,7 +346,7 @@ def test_nothing_is_compiled_for_a_short_stream() -> None:
 
 def test_closing_ends_what_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(router, "Patience", lambda: router.AT_ONCE)
+    monkeypatch.setattr(variants, "Patience", lambda: variants.AT_ONCE)
     inputs, targets = stream(20, seed=5)
     with learner(net_and_copy()[0], compile="auto") as pipe:
         pipe.process(inputs, targets)

@@ -170,7 +170,8 @@ def test_gradients_in_flight_go_over_to_the_eager_stages_and_back(executor: str)
 
 
 def groups(pipe: Pipeline) -> Iterator[dict[str, Any]]:
-    for stage in pipe._stages:
+    assert pipe._router is not None
+    for stage in pipe._router.assembly.stages:
         assert stage.updates.optimizer is not None
         yield from stage.updates.optimizer.param_groups
 

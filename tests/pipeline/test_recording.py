@@ -49,7 +49,7 @@ class Single:
         self._run, self._layout = run, recording.learn.layout
         self.slots = [Slots(recording, 0)]
 
-    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+    def run(self, work: Sequence[Work], rows: Rows, *, threads: bool) -> Done:
         """Learn samples in a row; see :class:`Routine`."""
         (own,) = work
         plain, weights = rows.labels[: self._layout.others], rows.labels[self._layout.others :]
@@ -106,8 +106,8 @@ class Recorded:
     def eager(self, inputs: Any, targets: Any, weights: Any = None) -> Any:
         """Learn one sample."""
         batch = self.admission.admit(inputs, targets, None, weights, None)
-        sample = batch.samples(0, 1, number=0)[0]
-        output, held = self.stage.forward(sample, (batch.rows[0],))
+        ((sample, row),) = batch.samples(0, 1)
+        output, held = self.stage.forward(sample, (row,))
         if self.stage.backward(held, []) is not None:
             self.stage.update()
         return trees.map_tensors(torch.Tensor.clone, output)

@@ -171,8 +171,8 @@ def wired(scheme: tuple[str, str], where: str, stage: int, wire: Tripwire) -> Pi
         executor="threads",
     )
     if where in ("down", "up"):
-        flow: Any = pipe._flow
-        worker = flow.assembly.executor.workers[stage]
+        router: Any = pipe._router
+        worker = router.assembly.executor.workers[stage]
         link = getattr(worker, where)
 
         def send(message: object) -> None:
@@ -355,9 +355,8 @@ def test_stages_that_settled_have_done_all_that_they_can(
     with threaded(net, [4, 8], schedule, backward) as pipe:
         for first in (0, 1, 10):
             pipe.process(inputs[first : first + 10], targets[first : first + 10])
-            flow = pipe._flow
-            assert flow is not None
-            flow.settle()
-            in_flight = [worker.in_flight for worker in flow.assembly.executor.workers]
-            assert [len(samples) for samples, _ in in_flight] == held
-            assert [len(waiting) for _, waiting in in_flight] == gradients
+            assert pipe._router is not None
+            executor = pipe._router.assembly.executor
+            executor.settle()
+            assert [len(samples) for samples in executor.in_flight.held] == held
+            assert [len(waiting) for waiting in executor.in_flight.gradients] == gradients

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from streamflow.pipeline.admission import Batch
+from streamflow.pipeline.admission import AdmittedBatch
 from streamflow.pipeline.native.native import Native
-from streamflow.pipeline.routing import variants
-from streamflow.pipeline.routing.variants import quiet_length, run_length
+from streamflow.pipeline.routing import compiled
 from streamflow.pipeline.stages.recurrence import Key
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.test_compiled import both, in_calls
@@ -61,7 +60,7 @@ def test_a_call_of_them_alone_takes_any_targets(flags: list[bytes]) -> None:
 
 
 def test_many_in_a_row_share_a_forward(flags: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "_CHANGE", 0)  # four are many
+    monkeypatch.setattr(compiled, "_CHANGE", 0)  # four are many
     inputs, targets = stream(60, seed=3)
     learn = [n not in range(40, 44) and n not in range(50, 53) for n in range(60)]
     plain = chain(["linear", "tanh", "linear"], 0)
@@ -111,11 +110,11 @@ def test_how_far_a_call_goes() -> None:
     rows = torch.zeros(40, 1)
     learned = [n not in (3, 4, 10, 11, 12, 13) for n in range(40)]
     keys: list[Key] = ["a" if n < 6 else "b" for n in range(40)]
-    batch = Batch(rows, rows, None, learned, keys)
+    batch = AdmittedBatch(rows, rows, None, learned, keys)
     places = (0, 3, 5, 6, 10, 11, 38)
-    assert [run_length(batch, place, None) for place in places] == [6, 3, 1, 34, 30, 29, 2]
-    assert [run_length(batch, place, 4) for place in places] == [6, 3, 1, 4, 0, 29, 2]
-    assert [run_length(batch, place, 2) for place in places] == [3, 0, 1, 4, 0, 0, 2]
-    assert [quiet_length(batch, place) for place in places] == [0, 2, 0, 0, 4, 3, 0]
-    quiet = Batch(rows, None, None, [False] * 40, keys)
-    assert quiet_length(quiet, 3) == 37
+    assert [batch.run_length(place, 256, None) for place in places] == [6, 3, 1, 34, 30, 29, 2]
+    assert [batch.run_length(place, 256, 4) for place in places] == [6, 3, 1, 4, 0, 29, 2]
+    assert [batch.run_length(place, 256, 2) for place in places] == [3, 0, 1, 4, 0, 0, 2]
+    assert [batch.count_quiet(place) for place in places] == [0, 2, 0, 0, 4, 3, 0]
+    quiet = AdmittedBatch(rows, None, None, [False] * 40, keys)
+    assert quiet.count_quiet(3) == 37

@@ -82,7 +82,6 @@ struct StageCall {
 struct Call {
     StageCall* stages;
     long count;
-    long is_draining;
     const Places* inputs;
     const Places* labels;  // targets and weights
     long num_labels;
@@ -148,7 +147,6 @@ public:
             for (long s = 0; s <= last; ++s) flush(s);
         }
         base_ = submitted_;
-        if (call.is_draining) since_drain_ = 0;
     }
 
     // Begin with so many samples held by each stage; number 0 is the oldest of the first.
@@ -172,9 +170,8 @@ private:
         const long forwarded = stage.forwarded.load(std::memory_order_relaxed);
         const long backwarded = stage.backwarded.load(std::memory_order_relaxed);
         const long held = forwarded - backwarded;
-        const bool drains = call_->is_draining && forwarded == submitted_;
         if (forwarded == submitted_ && held == rest(options)) return Action::REST;
-        if (held && (options.is_greedy || drains || held > options.lag) &&
+        if (held && (options.is_greedy || held > options.lag) &&
             stages_[s + 1]->backwarded.load(std::memory_order_acquire) > backwarded)
             return Action::BACKWARD;
         const long arrived =
@@ -185,7 +182,7 @@ private:
 
     // How many samples a stage holds when it has nothing left to do.
     long rest(const StageOptions& options) const {
-        if (options.is_greedy || call_->is_draining) return 0;
+        if (options.is_greedy) return 0;
         return since_drain_ < options.lag ? since_drain_ : options.lag;
     }
 

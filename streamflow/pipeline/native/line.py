@@ -14,9 +14,8 @@ from streamflow.pipeline.capture import noise
 from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.native.bound_stage import CompiledStage
 from streamflow.pipeline.native.runner import Done, Routine, Rows, Work
-from streamflow.pipeline.running.worker import Worker
 from streamflow.pipeline.stages.messages import Gradient, Sample
-from streamflow.pipeline.stages.stage import Held
+from streamflow.pipeline.stages.stage import Held, InFlight
 
 
 class Line:
@@ -72,33 +71,28 @@ class Line:
         made = self.stages[0].stage.updates.made
         work = [stage.work(len(is_learned) + self._most_held) for stage in self.stages]
         rows = self._rows(samples, self._draw(len(is_learned)), is_learned)
-        done = self._run(work, rows, drain=False, threads=threads)
+        done = self._run(work, rows, threads=threads)
         outputs: Any = rows.outputs[0]
         if not self._structure.is_leaf():
             outputs = pytree.tree_unflatten(rows.outputs, self._structure)
         return outputs, [made + step for step in done.steps]
 
-    def drain(self, *, threads: bool = False) -> None:
-        """Apply every gradient in flight."""
-        work = [stage.work(self._most_held) for stage in self.stages]
-        self._run(work, self._rows([], [], []), drain=True, threads=threads)
-
     def rehearse(
-        self, samples: Sequence[Tensor], is_learned: Sequence[bool], workers: Sequence[Worker]
+        self, samples: Sequence[Tensor], is_learned: Sequence[bool], in_flight: InFlight
     ) -> tuple[list[Tensor] | None, float]:
-        """Learn samples as the workers, which are at rest, would, but on copies of all.
+        """Learn samples as stages would that have this in flight, but on copies of all.
 
         Returns:
             Outputs and what would be written, or None where nothing was learned; and the
             seconds that it took.
         """
         assert self.routine is not None
-        self._load(workers)
+        self._load(in_flight)
         updates = len(is_learned) + self._most_held
         work = [stage.copy_of(stage.work(updates)) for stage in self.stages]
         rows = self._rows(samples, self._foresee(len(is_learned)), is_learned)
         start = time.perf_counter()
-        done = self.routine.run(work, rows, drain=False, threads=False)
+        done = self.routine.run(work, rows, threads=False)
         seconds = time.perf_counter() - start
         self.routine.place([0] * len(self.stages))
         if not done.made[-1]:
@@ -114,32 +108,31 @@ class Line:
         """Return what is written as it is now."""
         return [tensor for stage in self.stages for tensor in stage.written()]
 
-    def take_over(self, workers: Sequence[Worker]) -> None:
-        """Have in flight what the workers, which are at rest, have; they then have nothing.
+    def take_over(self, in_flight: InFlight) -> None:
+        """Have this in flight.
 
         Raises:
-            Unsupported: Their gradients are others than the code's.
+            Unsupported: The gradients are others than the code's.
         """
-        self._load(workers)
-        for worker in workers:
-            worker.replace([], [])
+        self._load(in_flight)
 
-    def hand_over(self, workers: Sequence[Worker], number: int) -> None:
-        """Give the workers, which have nothing in flight, what is in flight here.
-
-        Args:
-            workers: Of the eager stages.
-            number: Samples that have entered the pipeline.
-        """
+    def hand_over(self, number: int) -> InFlight:
+        """Give up what is in flight; ``number`` samples have entered the pipeline."""
         assert self.routine is not None
         numbers = self.routine.numbers()
-        for index, (stage, worker) in enumerate(zip(self.stages, workers, strict=True)):
-            held = [self._held(index, n, number - numbers[index].stop + n) for n in numbers[index]]
-            behind = numbers[index + 1].start if index + 1 < len(workers) else 0
-            came = range(numbers[index].start, behind)
-            worker.replace(held, [self._gradient(index, n) for n in came])
-            stage.stage.resume(held)
+        behind = [*(following.start for following in numbers[1:]), 0]
+        in_flight = InFlight(
+            [
+                [self._held(index, n, number - own.stop + n) for n in own]
+                for index, own in enumerate(numbers)
+            ],
+            [
+                [self._gradient(index, n) for n in range(own.start, stop)]
+                for index, (own, stop) in enumerate(zip(numbers, behind, strict=True))
+            ],
+        )
         self.routine.place([0] * len(self.stages))
+        return in_flight
 
     def close(self) -> None:
         """End what runs the stages."""
@@ -182,27 +175,25 @@ class Line:
         count = len(is_learned)
         outputs = [torch.empty((count, *shape), dtype=dtype) for shape, dtype in self._outputs]
         inputs, labels = samples[: self._num_inputs], samples[self._num_inputs :]
-        if not count:
-            inputs = [torch.empty(0)] * self._num_inputs
-            noises = [torch.empty(0)] * sum(len(stage.recording.noises) for stage in self.stages)
         if True not in is_learned:
             labels = [torch.empty(0)] * self._num_labels
         return Rows(inputs, noises, labels, outputs, bytes(is_learned), count)
 
-    def _run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+    def _run(self, work: Sequence[Work], rows: Rows, *, threads: bool) -> Done:
         assert self.routine is not None
-        done = self.routine.run(work, rows, drain=drain, threads=threads)
+        done = self.routine.run(work, rows, threads=threads)
         for stage, made, skipped in zip(self.stages, done.made, done.skipped, strict=True):
             stage.finish(made, skipped)
         return done
 
-    def _load(self, workers: Sequence[Worker]) -> None:
-        """Copy what workers have in flight."""
+    def _load(self, in_flight: InFlight) -> None:
+        """Copy what is in flight."""
         assert self.routine is not None
-        in_flight = [worker.in_flight for worker in workers]
-        counts = [len(held) for held, _ in in_flight]
+        counts = [len(held) for held in in_flight.held]
         self.routine.place(counts)
-        for index, (held, gradients) in enumerate(in_flight):
+        for index, (held, gradients) in enumerate(
+            zip(in_flight.held, in_flight.gradients, strict=True)
+        ):
             slots = self.routine.slots[index]
             numbers = range(counts[0] - counts[index], counts[0])
             for n, sample in zip(numbers, held, strict=True):

@@ -76,7 +76,6 @@ class _Call(ctypes.Structure):
     _fields_ = (
         ("stages", ctypes.c_void_p),
         ("count", ctypes.c_long),
-        ("is_draining", ctypes.c_long),
         ("inputs", ctypes.c_void_p),
         ("labels", ctypes.c_void_p),
         ("num_labels", ctypes.c_long),
@@ -224,7 +223,7 @@ class Native:
     def __repr__(self) -> str:
         return f"<Native: {len(self.slots)} stages>"
 
-    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+    def run(self, work: Sequence[Work], rows: Rows, *, threads: bool) -> Done:
         """Run samples through the stages; see ``Routine``."""
         call, count = self._call, rows.count
         for stage, own in zip(self._calls, work, strict=True):
@@ -237,7 +236,7 @@ class Native:
         if count > len(self._steps):
             self._steps = (ctypes.c_long * count)()
             call.steps = ctypes.addressof(self._steps)
-        call.count, call.is_draining, call.is_learned = count, drain, rows.is_learned
+        call.count, call.is_learned = count, rows.is_learned
         for code in self._library_codes:
             code.limit(max(torch.get_num_threads() // len(self.slots), 1) if threads else 0)
         self._line.line_run(self._handle, self._call_at, threads)

@@ -70,13 +70,12 @@ class Routine(Protocol):
 
     slots: list[Slots]
 
-    def run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
+    def run(self, work: Sequence[Work], rows: Rows, *, threads: bool) -> Done:
         """Run samples in order until every stage is at rest.
 
         Args:
             work: Of each stage.
             rows: The samples.
-            drain: Apply all gradients that are then in flight.
             threads: Give every stage a thread of its own, instead of one to all of them.
 
         Raises:

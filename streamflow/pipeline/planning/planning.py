@@ -25,7 +25,7 @@ from streamflow.pipeline.planning.profiling import (
     recorded,
 )
 from streamflow.pipeline.planning.rehearsal import Rehearsal, Subject, in_turn, low_costs
-from streamflow.pipeline.routing.router import EAGER_SO_FAR
+from streamflow.pipeline.routing.variants import EAGER_SO_FAR
 from streamflow.pipeline.schedule import Order, orders
 from streamflow.pipeline.stages.recurrence import Set
 

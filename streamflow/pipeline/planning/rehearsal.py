@@ -21,12 +21,11 @@ from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.planning.costs import Cost
-from streamflow.pipeline.routing.eager import Flow
-from streamflow.pipeline.routing.router import AT_ONCE, EAGER_SO_FAR, ONLY_FOUND, Switch, why_eager
-from streamflow.pipeline.routing.variants import MOST
+from streamflow.pipeline.routing.compiled import MOST
+from streamflow.pipeline.routing.router import Router
+from streamflow.pipeline.routing.variants import AT_ONCE, EAGER_SO_FAR, ONLY_FOUND
 from streamflow.pipeline.running.assembly import assemble
 from streamflow.pipeline.running.timeline import Event
-from streamflow.pipeline.stages.messages import Sample
 from streamflow.pipeline.stages.recurrence import Set
 from streamflow.pipeline.stages.stage import Stage
 
@@ -111,20 +110,19 @@ class Rehearsal:
         **changes: Any,
     ) -> None:
         options = replace(subject.options, executor=executor, **changes)
+        if not may_compile or options.loss is None:
+            options = replace(options, compile=False)
         self._assembly = assemble(subject.module, cuts, executor, options, subject.initial)
-        self._why_eager = why_eager(self._assembly, options)
-        switch = None
-        if may_compile and not self._why_eager:
-            patience = AT_ONCE if options.compile is True else ONLY_FOUND
-            switch = Switch(self._assembly, options, patience, warns=False)
-        self._flow = Flow(self._assembly, clip_norm=options.clip_norm, switch=switch)
+        patience = AT_ONCE if options.compile is True else ONLY_FOUND
+        self._router = Router(self._assembly, options, patience, warns=False)
         self._admission = Admission(
             options.loss,
             input_device=self.stages[0].lane.device,
             output_device=self.stages[-1].lane.device,
             has_state=bool(subject.initial),
-            predict=lambda row: self._flow.peek([row], [None])[0],
+            predict=lambda row: self._router.peek([row], [None])[0],
         )
+        self._may_compile = options.compile is not False
         self._clock = _Clock(self.stages)
         self._sample, self._target = subject.sample, subject.target
         self._group = options.accumulate
@@ -142,12 +140,10 @@ class Rehearsal:
     @property
     def learning(self) -> str:
         """How samples are learned, and why; ``EAGER_SO_FAR`` where a pipeline would compile it."""
-        switch = self._flow.switch
-        if switch is None:
-            return f"eager: {self._why_eager}"
-        if switch.status == EAGER_SO_FAR and torch_private.find_compiler() is None:
+        found = self._router.learning
+        if found == EAGER_SO_FAR and torch_private.find_compiler() is None:
             return "eager: no C++ compiler"
-        return switch.status
+        return found
 
     def settle(self, seconds: Callable[[], float], *, at_least: int = 1) -> None:
         """Choose how many samples make a measurement, once everything is allocated.
@@ -156,7 +152,7 @@ class Rehearsal:
             seconds: Measures one sample; :meth:`process` or :meth:`total`.
             at_least: The fewest samples.
         """
-        for _ in range(_WARM_UP if self._flow.switch else 1):
+        for _ in range(_WARM_UP if self._may_compile else 1):
             seconds()
         found = min(seconds(), seconds())
         is_compiled = self.learning.startswith("compiled")
@@ -175,26 +171,27 @@ class Rehearsal:
         self._process(inputs, targets)
         self._clock.wait()
         seconds = time.perf_counter() - start
-        self._flow.drain()
+        self._router.drain()
         return seconds / self.count
 
     def admit(self) -> float:
         """Take in as many samples as ``count`` without running them; return the seconds of each."""
         inputs, targets = self._rows(self.count)
         start = time.perf_counter()
-        self._admit(inputs, targets)
+        batch = self._admission.admit(inputs, targets, None, None, None)
+        batch.samples(0, len(batch))
         return (time.perf_counter() - start) / self.count
 
     def record(self) -> list[Cost]:
         """Run as many samples as ``count`` one by one; return what each stage takes of each."""
-        samples, rows = self._admit(*self._rows(self.count))
+        inputs, targets = self._rows(1)
         with self._clock.running():
-            self._flow.watch(self._clock.note)
-            for sample, row in zip(samples, rows, strict=True):
-                self._flow.send([sample], [row])
+            self._router.watch(self._clock.note)
+            for _ in range(self.count):
+                self._process(inputs, targets)
                 # Else a stage that stashes weights would keep a copy for each of its samples.
-                self._flow.drain()
-            self._flow.watch(None)
+                self._router.drain()
+            self._router.watch(None)
         return [cost.scaled(1 / self.count) for cost in self._clock.costs()]
 
     def total(self) -> float:
@@ -203,19 +200,15 @@ class Rehearsal:
 
     def close(self) -> None:
         """Stop what runs the stages."""
-        self._flow.close()
+        self._router.close()
 
     def _process(self, inputs: Any, targets: Any) -> None:
-        self._flow.process(self._admission.admit(inputs, targets, None, None, None), number=0)
+        self._router.process(self._admission.admit(inputs, targets, None, None, None))
 
     def _rows(self, count: int) -> tuple[Any, Any]:
         target = self._target
         targets = None if target is None else trees.stack_samples([target] * count)
         return trees.stack_samples([self._sample] * count), targets
-
-    def _admit(self, inputs: Any, targets: Any) -> tuple[list[Sample], list[Any]]:
-        batch = self._admission.admit(inputs, targets, None, None, None)
-        return batch.samples(0, len(batch), number=0), batch.rows
 
 
 class _Clock:

@@ -1,106 +1,53 @@
-"""When compiled code takes over from eager learning, and when it does not.
+"""The router: which way samples go, and what is in flight from one way to another.
 
-Nothing waits for a compiler unless it is asked to: samples are learned eagerly until code is there.
-New code is tried on samples that are learned eagerly at the same time, on copies of all that it
-writes; it takes over if its results are the same and it is faster.
+Theory of operation. A call is parted into runs of samples, and each run goes one way:
+
+    call ──▶ choose ──▶ eager      one by one through the stages; whatever else cannot be
+               │ ├────▶ compiled   one call of code made for such samples
+               │ └────▶ together   samples that are not learned share one forward
+               ╰◀── next run
+
+Samples in flight, forwarded and still to be run backward, belong to one way at a time. Where the
+next run goes another way, the router takes them from the one (`release`) and gives them to the
+other (`accept`); nobody else does, and no way knows of another. So an update is applied by whoever
+holds its sample then, and results do not depend on how samples were routed.
+
+What no way can do to the end breaks the pipeline: some stages may have learned what others have
+not.
 """
 
-import logging
-import math
 import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from streamflow.errors import OptionError, PartitionError, SampleError, StageError
 from streamflow.pipeline import trees
-from streamflow.pipeline.admission import Batch
+from streamflow.pipeline.admission import AdmittedBatch
 from streamflow.pipeline.capture.held_tensors import Unsupported
-from streamflow.pipeline.native.native import RaisedError
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.routing.preference import Preference
-from streamflow.pipeline.routing.trial import is_close
-from streamflow.pipeline.routing.variants import (
-    Kind,
-    inputs_key,
-    key_of,
-    kind_of,
-    quiet_length,
-    run_length,
-    tensors_of,
-)
+from streamflow.pipeline.routing.compiled import MOST, TRIED, CompiledWay
+from streamflow.pipeline.routing.eager import EagerWay
+from streamflow.pipeline.routing.together import TogetherWay, count_quiet, runs
+from streamflow.pipeline.routing.trial import FEWEST
+from streamflow.pipeline.routing.variants import Patience, Variants
+from streamflow.pipeline.routing.ways import Chunk, Way
 from streamflow.pipeline.running.assembly import Assembly
+from streamflow.pipeline.running.timeline import Event
+from streamflow.pipeline.running.worker import unlike
 from streamflow.pipeline.stages.recurrence import Key
 
-logger = logging.getLogger("streamflow")
-
-Chunk = tuple[Any, list[int]]
-"""Outputs of some samples, joined, and the updates that stage 0 had made before each."""
-
-EAGER_SO_FAR = "eager so far"
-"""While nothing is compiled, and nothing speaks against it."""
-
-_EAGER_SAMPLES = 64
-_MOST_KINDS = 4
-_TRIALS = 3
-_TRIED = 10
-_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
+_REFUSALS = SampleError, OptionError, PartitionError
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds of eager learning before code is looked for, and before it is made.
-
-    Who stops before has lost nothing, and who stops soon afterwards not much.
-    """
-
-    record: float = 1.0
-    compile: float = 10.0
-
-
-AT_ONCE = Patience(0.0, 0.0)
-ONLY_FOUND = Patience(0.0, math.inf)
-
-
-class Eager(Protocol):
-    """The eager stages, as a batch meets them."""
-
-    @property
-    def shares(self) -> bool:
-        """Whether samples that are not learned may share a forward, as far as is known."""
-
-    def learn(self, first: int, stop: int) -> Chunk:
-        """Learn samples of the batch from one to another."""
-
-    def settle(self) -> None:
-        """Wait until the stages are at rest."""
-
-
-@dataclass(slots=True)
-class _Call:
-    """A batch on its way.
+class Router:
+    """Leads samples through the stages.
 
     Attributes:
-        tensors: Of inputs, targets and weights.
-        eager: The eager stages.
-        number: Samples that entered before.
-    """
-
-    batch: Batch
-    tensors: list[Tensor]
-    eager: Eager
-    number: int
-
-
-class Switch:
-    """Leads samples to compiled code or to the eager stages.
-
-    Attributes:
-        reason: Why nothing is compiled, or no more; empty while it is or may be.
+        assembly: The stages and what runs them.
+        failure: What broke it.
 
     Args:
-        assembly: The eager stages.
+        assembly: As above.
         options: What the caller asked for.
         patience: When code is looked for and made; None for what the options say.
         warns: Whether a warning says why learning stays eager.
@@ -114,293 +61,228 @@ class Switch:
         *,
         warns: bool = True,
     ) -> None:
-        self._warns = warns
-        self._options = options
-        self._patience = patience or (AT_ONCE if options.compile is True else Patience())
-        self._look_at(assembly)
-        self._kinds: dict[Any, Kind] = {}
-        self._flying: Kind | None = None
-        self._preference = Preference(len(assembly.stages))
-        self._num_begun = 0
-        self._eager_seconds = 0.0
-        self.reason = ""
-        if options.accumulate > 1:
-            self._refuse("gradients are accumulated")
+        self.assembly = assembly
+        self.failure: StageError | None = None
+        self._eager = EagerWay(assembly)
+        self._together: TogetherWay | None = None
+        if options.compile is not False:
+            self._together = TogetherWay(assembly, self._peek_batches)
+        self._variants = Variants(assembly, options, patience, warns=warns)
+        self._way: Way = self._eager
+        # Samples after a learned one that see other weights than those that follow, at most.
+        self._lag = 2 * (len(assembly.stages) - 1)
+        self._quiet = self._lag
+        self._is_watched = False
+
+    def __repr__(self) -> str:
+        return f"<Router: {type(self._way).__name__}, {self.learning}>"
 
     @property
-    def is_flying(self) -> bool:
-        """Whether compiled code has samples in flight."""
-        return self._flying is not None
+    def learning(self) -> str:
+        """How samples are learned now, and why."""
+        return self._variants.status
 
-    def process(self, batch: Batch, eager: Eager, number: int) -> Chunk:
-        """Predict samples in order and learn from each, some of them eagerly.
+    def process(self, batch: AdmittedBatch) -> Chunk:
+        """Predict the samples of a batch in order and learn from them.
 
-        Args:
-            batch: One sample or more.
-            eager: The other way.
-            number: Samples that entered before.
+        Raises:
+            StageError: A stage raised, or the outputs differ in shape; the pipeline is broken.
         """
-        call = _Call(batch, tensors_of(batch), eager, number)
-        parts: list[Any] = []
-        steps: list[int] = []
-        kind = self._kind(call, 0)
-        if kind is not None:
-            kind.is_prepared = False
-        while len(steps) < len(batch):
-            outputs, numbers = self._advance(call, len(steps), kind)
-            parts.append(outputs)
-            steps += numbers
-            if kind is None or self.reason or not kind.is_tried:
-                kind = self._kind(call, len(steps))
-        return (parts[0] if len(parts) == 1 else trees.stack_samples(parts)), steps
-
-    @property
-    def status(self) -> str:
-        """Say how samples are learned now."""
-        if self.reason:
-            return f"eager: {self.reason}"
-        if any(kind.is_tried for kind in self._kinds.values()):
-            where = "" if self._is_one else f", {'threads' if self._threads else 'inline'}"
-            return f"compiled{where}"
-        is_busy = any(kind.compiler.is_busy for kind in self._kinds.values())
-        return "eager while it compiles" if is_busy else EAGER_SO_FAR
-
-    def drain(self, number: int) -> None:
-        """Apply every gradient in flight, or hand it over; ``number`` samples entered."""
-        if self._flying is None:
-            return
         try:
-            self._flying.line.prepare()
-            self._flying.line.drain(threads=self._threads)
-        except Unsupported as error:
-            self.hand_over(number)
-            self._refuse(str(error))
-        else:
-            self._land()
+            chunk = self._process(batch)
+        except BaseException as error:
+            self._break(error)
+            raise
+        self._quiet = count_quiet(batch.is_learned, len(batch), self._quiet)
+        return chunk
 
-    def hand_over(self, number: int) -> None:
-        """Give the eager stages what compiled code has in flight; ``number`` samples entered."""
-        if self._flying is not None:
-            self._flying.line.hand_over(self._workers, number)
-            self._land()
+    def infer(self, inputs: Any, keys: Sequence[Key]) -> Any:
+        """Predict each of some samples (n, ...) as if it were the next one.
 
-    def follow(self, assembly: Assembly) -> None:
-        """Go on with stages that were cut again."""
-        self.close()
-        self._kinds.clear()
-        self._look_at(assembly)
+        Raises:
+            OptionError: The network cannot learn sample by sample.
+            SampleError: A sample does not fit the network.
+        """
+        count = len(keys)
+        if self._together is not None and count >= FEWEST:
+            is_idle = self.assembly.executor.name == "inline" or self._quiet >= self._lag
+            outputs = self._together.predict(inputs, count, may_try=is_idle)
+            if outputs is not None:
+                return outputs
+        return trees.stack_samples(self.peek(trees.split_samples(inputs, count), keys))
 
-    def _look_at(self, assembly: Assembly) -> None:
-        self._stages, self._workers = assembly.stages, assembly.executor.workers
-        self._states = [stage.states for stage in self._stages if stage.states]
-        self._is_one = len(self._stages) == 1
-        self._may_be_busy = assembly.executor.name != "inline" or not self._is_one
+    def peek(self, rows: Sequence[Any], keys: Sequence[Key]) -> list[Any]:
+        """Predict each sample as if it were the next one.
+
+        Raises:
+            OptionError: The network cannot learn sample by sample.
+            SampleError: A sample does not fit the network.
+        """
+        try:
+            self._follow_modes()
+            return self._eager.peek(rows, keys)
+        except _REFUSALS:
+            raise
+        except BaseException as error:
+            self._break(error)
+            raise
+
+    def drain(self) -> None:
+        """Apply every gradient in flight.
+
+        Raises:
+            StageError: A stage raised; the pipeline is broken.
+        """
+        try:
+            self._go(self._eager)
+            self._eager.drain()
+        except BaseException as error:
+            self._break(error)
+            raise
+        self._quiet = self._lag
+
+    def watch(self, record: Callable[[Event], None] | None) -> None:
+        """Tell ``record`` of every action from now on, and have all samples go one by one."""
+        self._is_watched = record is not None
+        self.assembly.executor.watch(record)
 
     def close(self) -> None:
-        """End what is under way."""
-        self._flying = None
-        for kind in self._kinds.values():
-            kind.close()
+        """Stop what runs the stages, and what compiles."""
+        self._way = self._eager
+        self._variants.close()
+        self.assembly.executor.close()
 
-    def _land(self) -> None:
-        self._flying = None
-        self._release()
+    def _process(self, batch: AdmittedBatch) -> Chunk:
+        self._follow_modes()
+        variant: CompiledWay | None = None
+        parts: list[tuple[int, Chunk]] = []
+        first, count = 0, len(batch)
+        while first < count:
+            if variant is None or not variant.is_tried or self._variants.reason:
+                variant = self._variant(batch)
+            chunk = self._learn(batch, first, variant)
+            parts.append((first, chunk))
+            first += len(chunk[1])
+        return parts[0][1] if len(parts) == 1 else self._joined(batch, parts)
 
-    @property
-    def _threads(self) -> bool:
-        if self._options.executor == "auto":
-            return self._preference.threads
-        return self._options.executor == "threads"
+    def _variant(self, batch: AdmittedBatch) -> CompiledWay | None:
+        if self._is_watched or self._variants.reason:
+            return None
+        return self._variants.find(batch, self._way, self._come_to_rest)
 
-    def _advance(self, call: _Call, first: int, kind: Kind | None) -> Chunk:
-        batch, tensors = call.batch, call.tensors
-        quiet = quiet_length(batch, first)
-        if kind is None or not kind.is_ready:
-            at_once = max(quiet, _EAGER_SAMPLES if self._patience.compile else 1)
-            return self._eagerly(call, first, min(first + at_once, len(batch)))
-        count = run_length(batch, first, kind.shared if call.eager.shares else None)
-        if not kind.is_tried:
-            count = min(count, _TRIED)
-        if not count or (not kind.is_tried and quiet >= count):  # a trial learns
-            return self._eagerly(call, first, first + quiet)
-        is_whole = count == len(batch)
-        rows = tensors if is_whole else [tensor[first : first + count] for tensor in tensors]
-        samples = [tensor.contiguous() for tensor in rows]
-        is_learned = batch.is_learned[first : first + count]
-        if self._flying is not None and kind is not self._flying:
-            self.hand_over(call.number + first)
+    def _learn(self, batch: AdmittedBatch, first: int, variant: CompiledWay | None) -> Chunk:
+        """Choose the way of the samples that come next, and let them go it."""
+        if self._is_watched:
+            return self._one_by_one(batch, first, len(batch))
+        quiet = batch.count_quiet(first)
+        if variant is None or not variant.is_ready:
+            at_once = max(quiet, self._variants.at_once)
+            return self._eagerly(batch, first, min(first + at_once, len(batch)))
+        may_share = self._together is not None and self._together.shares
+        count = batch.run_length(first, MOST, variant.shared if may_share else None)
+        if not variant.is_tried:
+            count = min(count, TRIED)
+        if not count or (not variant.is_tried and quiet >= count):  # a trial learns
+            return self._eagerly(batch, first, first + quiet)
         try:
-            if not kind.is_tried:
-                return self._try(kind, call, samples, is_learned, first)
-            self._enter(kind, batch.keys[first])
-            if self._may_be_busy:
-                self._begin_flight(kind, call.eager)
-            found = self._learn(kind, samples, is_learned)
+            if not variant.is_tried:
+                return self._try(variant, batch, first, first + count)
+            return self._through(variant, batch, first, first + count)
         except Unsupported as error:
-            self._refuse(str(error))
-            return self._eagerly(call, first, first + count)
-        except RaisedError as error:
-            error.number += first
-            raise
-        self._leave(batch.keys[first])
-        return found
+            self._variants.refuse(str(error))
+            return self._eagerly(batch, first, first + count)
 
-    def _enter(self, kind: Kind, key: Key) -> None:
-        """Have the recurrent states of a stream in the buffers, and the code ready for them."""
-        for states in self._states:
-            states.enter(key)
-            kind.is_prepared = False
-        if not kind.is_prepared:
-            kind.line.prepare()
-            kind.is_prepared = True
-
-    def _leave(self, key: Key) -> None:
-        for states in self._states:
-            states.leave(key)
-
-    def _begin_flight(self, kind: Kind, eager: Eager) -> None:
-        if self._flying is None:
-            eager.settle()
-            kind.line.take_over(self._workers)
-            self._flying = None if self._is_one else kind
-
-    def _learn(self, kind: Kind, samples: list[Tensor], is_learned: list[bool]) -> Chunk:
-        if self._is_one or self._options.executor != "auto":
-            return kind.line.learn(samples, is_learned, threads=self._threads)
-        threads = self._preference.choose(len(is_learned))
-        start = time.perf_counter()
-        found = kind.line.learn(samples, is_learned, threads=threads)
-        self._preference.note(len(is_learned), time.perf_counter() - start, threads=threads)
-        return found
-
-    def _try(
-        self,
-        kind: Kind,
-        call: _Call,
-        samples: list[Tensor],
-        is_learned: list[bool],
-        first: int,
-    ) -> Chunk:
+    def _try(self, variant: CompiledWay, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
         """Learn eagerly, and see whether compiled code would have done the same, but faster."""
-        call.eager.settle()
-        self._enter(kind, call.batch.keys[first])
-        try:
-            found, seconds = kind.line.rehearse(samples, is_learned, self._workers)
-        except RaisedError as error:
-            self._refuse(f"compiled code raises: {error}")
-            found, seconds = None, 0.0
+        self._come_to_rest()
+        trial = variant.rehearse(batch, first, stop, self.assembly.executor.in_flight)
         start = time.perf_counter()
-        chunk = self._eagerly(call, first, first + len(is_learned))
-        call.eager.settle()
-        eager_seconds = time.perf_counter() - start
-        if found is None:
-            return chunk
-        wanted = [*trees.tensors(chunk[0]), *kind.line.written()]
-        if not all(map(_is_as_wanted, found, wanted)):
-            kind.failures += 1
-            if kind.failures == _TRIALS:
-                self._refuse("compiled code gives other results")
-        elif self._options.compile is True or seconds < eager_seconds:
-            kind.is_tried = True
-        else:
-            self._refuse("compiled code is not faster")
+        chunk = self._one_by_one(batch, first, stop)
+        self._eager.settle()
+        self._variants.judge(variant, trial, chunk, time.perf_counter() - start)
         return chunk
 
-    def _eagerly(self, call: _Call, first: int, stop: int) -> Chunk:
-        self.hand_over(call.number + first)
+    def _eagerly(self, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
+        """Run the first of some samples one by one, or together where that is the same."""
+        if self._together is None or stop - first < FEWEST:
+            return self._one_by_one(batch, first, stop)
+        quiet = count_quiet(batch.is_learned, first, self._quiet)
+        begin, end, may_share = next(
+            runs(batch.is_learned, first, stop, quiet=quiet, lag=self._lag)
+        )
+        if may_share:
+            try:
+                return self._through(self._together, batch, begin, end)
+            except Unsupported:  # one by one, then
+                pass
+        return self._one_by_one(batch, begin, end)
+
+    def _one_by_one(self, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
         start = time.perf_counter()
-        chunk = call.eager.learn(first, stop)
-        if True in call.batch.is_learned[first:stop]:
-            self._eager_seconds += time.perf_counter() - start
-        self._release()
+        chunk = self._through(self._eager, batch, first, stop)
+        if True in batch.is_learned[first:stop]:
+            self._variants.note(time.perf_counter() - start)
         return chunk
 
-    def _release(self) -> None:
-        for kind in self._kinds.values():
-            kind.line.release()
-            kind.is_prepared = False
+    def _through(self, way: Way, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
+        self._go(way)
+        return way.learn(batch, first, stop)
 
-    def _kind(self, call: _Call, first: int) -> Kind | None:
-        """Return what is known of such samples; begin to compile where that is due."""
-        if self.reason:
-            return None
-        try:
-            return self._current(call, first)
-        except Unsupported as error:
-            self._refuse(str(error))
-            return None
-        except Exception as error:  # whatever keeps code from being made keeps nobody from learning
-            self._refuse(f"{type(error).__name__}: {error}")
-            return None
+    def _go(self, way: Way) -> None:
+        """Give a way what is in flight.
 
-    def _current(self, call: _Call, first: int) -> Kind | None:
-        batch = call.batch
-        key = key_of(batch, call.tensors)
-        kind = self._kinds.get(key)
-        flying = self._flying
-        is_quiet = True not in batch.is_learned
-        if is_quiet and self._kinds:  # labels and weights do not matter
-            inputs = inputs_key(batch)
-            tried = [other for other in self._kinds.values() if other.is_tried]
-            fitting = (k for k in (flying, *tried, kind) if k is not None and k.inputs == inputs)
-            kind = next(fitting, None)
-        if kind is not None and not kind.attributes.are_the_same():
-            self.hand_over(call.number + first)
-            kind.close()
-            self._kinds = {k: other for k, other in self._kinds.items() if other is not kind}
-            kind = None
-        if kind is None and self._is_due and not is_quiet:
-            call.eager.settle()  # while something is recorded, no thread may use torch
-            kind = self._kinds[key] = self._begin(batch)
-        return None if kind is None else self._settled(kind)
-
-    @property
-    def _is_due(self) -> bool:
-        # The optimizer makes its own state at its first step.
-        if not all(stage.updates.made for stage in self._stages):
-            return False
-        return self._eager_seconds >= self._patience.record
-
-    def _begin(self, batch: Batch) -> Kind:
-        self._num_begun += 1
-        if self._num_begun > _MOST_KINDS:
-            msg = "samples or attributes of modules are of too many kinds"
-            raise Unsupported(msg)
-        return kind_of(self._stages, batch, self._options)
-
-    def _settled(self, kind: Kind) -> Kind:
-        """Load code that has become ready, or have it made where that is due."""
-        if not kind.is_ready:
-            kind.load(self._options)
-        is_due = self._eager_seconds >= self._patience.compile
-        if not kind.is_ready and is_due and not kind.compiler.is_busy:
-            kind.make(self._options, waits=self._options.compile is True)
-            if kind.compiler.failure:
-                self._refuse(kind.compiler.failure)
-        return kind
-
-    def _refuse(self, why: str) -> None:
-        if self.reason:
+        Raises:
+            Unsupported: It cannot go on with that; it is where it was.
+        """
+        if way is self._way:
             return
-        self.reason = why.strip().splitlines()[0]
-        level = logging.WARNING if self._warns else logging.DEBUG
-        logger.log(level, "%s learns eagerly: %s", self._stages[0].name, self.reason)
+        before, in_flight = self._way, self._way.release()
+        try:
+            way.accept(in_flight)
+        except Unsupported:
+            before.accept(in_flight)
+            raise
+        self._way = way
+
+    def _come_to_rest(self) -> None:
+        self._go(self._eager)
+        self._eager.settle()
+
+    def _follow_modes(self) -> None:
+        """Cut the network again where training and evaluation mode changed: a trace follows one."""
+        if self.assembly.has_new_modes():
+            self.drain()
+            self.assembly.cut_again()
+            self._variants.close()
+
+    def _peek_batches(self, batches: Sequence[Any]) -> list[Any]:
+        return self.peek(batches, [None] * len(batches))
+
+    def _joined(self, batch: AdmittedBatch, parts: Sequence[tuple[int, Chunk]]) -> Chunk:
+        values = [outputs for _, (outputs, _) in parts]
+        wanted, *others = (trees.shapes(_first(outputs)) for outputs in values)
+        for (place, _), shapes in zip(parts[1:], others, strict=True):
+            if shapes != wanted:
+                place_of_first = batch.number, wanted
+                last = self.assembly.stages[-1]
+                raise unlike(last, place_of_first, (batch.number + place, shapes))
+        steps = [step for _, (_, numbers) in parts for step in numbers]
+        return trees.stack_samples(values), steps
+
+    def _break(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error if isinstance(error, StageError) else _interrupted(error)
+            self.close()
 
 
-def why_eager(assembly: Assembly, options: Options) -> str:
-    """Say why nothing will be compiled, or return nothing."""
-    if options.compile is False:
-        return "compile is False"
-    if options.loss is None:
-        return "nothing is learned"
-    if options.backward == "stashed" and len(assembly.stages) > 1:
-        return "weights are stashed"
-    if assembly.clips_network:
-        return "gradients are clipped by their norm over all stages"
-    devices = [stage.lane.device for stage in assembly.stages]
-    other = next((device for device in devices if device.type != "cpu"), None)
-    return "" if other is None else f"its device is {other}"
+def _first(outputs: Any) -> Any:
+    return trees.map_tensors(lambda tensor: tensor[:1], outputs)
 
 
-def _is_as_wanted(found: Tensor, wanted: Tensor) -> bool:
-    return is_close(found, wanted, _ROUNDING.get(wanted.dtype, 0.1))
+def _interrupted(error: BaseException) -> StageError:
+    broken = StageError(
+        f"pipeline: expected to finish the call, got {type(error).__name__}; "
+        "build a new pipeline, this one is broken"
+    )
+    broken.__cause__ = error
+    return broken

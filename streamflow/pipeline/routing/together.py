@@ -1,4 +1,4 @@
-"""Samples that wait and are not learned, predicted in one forward where that gives the same.
+"""The way together: samples that are not learned share a forward where that gives the same.
 
 Nothing says that a network treats the rows of a batch one by one. So it is tried before its first
 batch of a kind of samples, and again whenever its attributes have changed. A batch then runs as a
@@ -6,7 +6,7 @@ peek does: with the weights of the next forward, without a slot or a trace.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,13 @@ from torch import nn
 
 from streamflow.errors import OptionError, PartitionError, SampleError, StageError
 from streamflow.pipeline import trees
+from streamflow.pipeline.admission import AdmittedBatch
+from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.network.watching import Attributes
 from streamflow.pipeline.routing.trial import FEWEST, Failed, Trial, Unequal, rows
-from streamflow.pipeline.stages.stage import Stage
+from streamflow.pipeline.routing.ways import Chunk
+from streamflow.pipeline.running.assembly import Assembly
+from streamflow.pipeline.stages.stage import InFlight
 
 logger = logging.getLogger("streamflow")
 
@@ -30,7 +34,7 @@ _MOST_KINDS = 64
 
 def runs(
     is_learned: Sequence[bool], first: int, stop: int, *, quiet: int, lag: int
-) -> list[tuple[int, int, bool]]:
+) -> Iterator[tuple[int, int, bool]]:
     """Part samples into those that may share a forward, and those between them.
 
     Args:
@@ -40,23 +44,21 @@ def runs(
         quiet: Samples directly before the first that were not learned.
         lag: Samples after a learned one that still see other weights than the next.
 
-    Returns:
+    Yields:
         Where each part begins and stops, and whether its samples may share a forward.
     """
-    found: list[tuple[int, int, bool]] = []
     index = start = first
     while index < stop:
         end = _find(is_learned, True, index, stop)
         begin = index + max(0, lag - quiet)
         if end - begin >= FEWEST:
             if start < begin:
-                found.append((start, begin, False))
-            found.append((begin, end, True))
+                yield start, begin, False
+            yield begin, end, True
             start = end
         index, quiet = _find(is_learned, False, end, stop), 0
     if start < stop:
-        found.append((start, stop, False))
-    return found
+        yield start, stop, False
 
 
 def count_quiet(is_learned: Sequence[bool], stop: int, quiet: int) -> int:
@@ -73,7 +75,7 @@ def _find(flags: Sequence[bool], wanted: bool, first: int, stop: int) -> int:
 
 
 @dataclass(slots=True)
-class _Kind:
+class _RowGroup:
     """Samples of one structure, shape and dtype.
 
     Attributes:
@@ -87,26 +89,51 @@ class _Kind:
     failures: int = 0
 
 
-class Batching:
+class TogetherWay:
     """Predicts many samples in one forward where the network allows it.
 
+    What is in flight stays as it is meanwhile: nothing of it changes a weight that these samples
+    see.
+
     Args:
-        module: The caller's network.
-        stages: What it was cut into.
-        peek: Predicts through all stages.
+        assembly: The stages.
+        peek: Predicts through all of them.
     """
 
-    def __init__(self, module: nn.Module, stages: Sequence[Stage], peek: Peeks) -> None:
-        self._module, self._stages, self._peek = module, stages, peek
-        self._kinds: dict[Any, _Kind] = {}
+    def __init__(self, assembly: Assembly, peek: Peeks) -> None:
+        self._module, self._stages, self._peek = assembly.module, assembly.stages, peek
+        self._groups: dict[Any, _RowGroup] = {}
         self._num_failed = 0
-        self._is_refused = any(stage.states for stage in stages) or _compiles_itself(module)
+        self._is_refused = any(stage.states for stage in self._stages) or _compiles_itself(
+            self._module
+        )
+        self._in_flight = InFlight.nothing(len(self._stages))
+
+    def learn(self, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
+        """Predict samples that are not learned.
+
+        Raises:
+            Unsupported: Each needs a forward of its own.
+        """
+        outputs = self.predict(rows(batch.inputs, slice(first, stop)), stop - first, may_try=True)
+        if outputs is None:
+            msg = "each sample needs a forward of its own"
+            raise Unsupported(msg)
+        return outputs, [self._stages[0].updates.made] * (stop - first)
+
+    def release(self) -> InFlight:
+        """Give back what was in flight."""
+        return self._in_flight
+
+    def accept(self, in_flight: InFlight) -> None:
+        """Keep what was in flight."""
+        self._in_flight = in_flight
 
     @property
     def shares(self) -> bool:
         """Whether samples may share a forward, as far as is known."""
-        kinds = self._kinds.values()
-        return not self._is_refused and (not kinds or any(kind.rows for kind in kinds))
+        groups = self._groups.values()
+        return not self._is_refused and (not groups or any(group.rows for group in groups))
 
     def predict(self, inputs: Any, count: int, *, may_try: bool) -> Any:
         """Return the outputs of samples (n, ...) as the next forwards would give them.
@@ -119,40 +146,40 @@ class Batching:
         Returns:
             The outputs, owned by the caller; None where each sample needs a forward of its own.
         """
-        kind = None if self._is_refused else self._kind(inputs, count, may_try)
-        if kind is None or not kind.rows:
+        group = None if self._is_refused else self._group(inputs, count, may_try)
+        if group is None or not group.rows:
             return None
-        bounds = [(first, min(first + kind.rows, count)) for first in range(0, count, kind.rows)]
+        bounds = [(first, min(first + group.rows, count)) for first in range(0, count, group.rows)]
         try:
             parts = self._peek([rows(inputs, slice(first, stop)) for first, stop in bounds])
         except (SampleError, OptionError, PartitionError):  # one by one tells which sample it is
             parts = []
         sizes = [stop - first for first, stop in bounds]
         if [_num_rows(part) for part in parts] != [{size} for size in sizes]:
-            kind.failures += 1
-            if kind.failures == _FAILURES:
-                kind.rows = 0
+            group.failures += 1
+            if group.failures == _FAILURES:
+                group.rows = 0
             return None
-        kind.failures = 0
+        group.failures = 0
         return trees.detach(trees.stack_samples(parts))
 
-    def _kind(self, inputs: Any, count: int, may_try: bool) -> _Kind | None:
+    def _group(self, inputs: Any, count: int, may_try: bool) -> _RowGroup | None:
         """Return what is known of such samples; find it out where that may be."""
         try:
             key = trees.shapes(rows(inputs, slice(0, 1)))
-            kind = self._kinds.get(key)
-            if kind is not None and kind.attributes.are_the_same():
-                return kind
-            is_one_of_many = kind is None and len(self._kinds) == _MOST_KINDS
+            group = self._groups.get(key)
+            if group is not None and group.attributes.are_the_same():
+                return group
+            is_one_of_many = group is None and len(self._groups) == _MOST_KINDS
             if may_try and not is_one_of_many:
-                return self._new_kind(key, inputs, count)
+                return self._new_group(key, inputs, count)
         except StageError:
             raise
         except Exception as error:  # whatever speaks against a batch speaks against no sample
             self._refuse(f"{type(error).__name__}: {error}")
         return None
 
-    def _new_kind(self, key: Any, inputs: Any, count: int) -> _Kind | None:
+    def _new_group(self, key: Any, inputs: Any, count: int) -> _RowGroup | None:
         attributes = Attributes(self._module)
         most = self._find_out(inputs, count)
         if most is None:
@@ -160,8 +187,8 @@ class Batching:
         if not attributes.are_the_same():
             self._refuse("the network changes its attributes")
             return None
-        kind = self._kinds[key] = _Kind(attributes, most)
-        return kind
+        group = self._groups[key] = _RowGroup(attributes, most)
+        return group
 
     def _find_out(self, inputs: Any, count: int) -> int | None:
         """Return how many samples may share a forward; None where a sample itself fails."""

@@ -1,177 +1,245 @@
-"""Samples of one kind, and the code for them: recorded, compiled, loaded."""
+"""The variants of the compiled way: which there are, and when one is recorded, made and trusted.
 
-from collections.abc import Sequence
-from contextlib import suppress
+Nothing waits for a compiler unless it is asked to: samples are learned eagerly until code is there.
+New code is tried on samples that are learned eagerly at the same time, on copies of all that it
+writes; it takes over if its results are the same and it is faster.
+
+    seconds of eager learning   0 ──── record ──────────────── compile ─────────▶
+                                eager  look for code on disk   make it            try it, use it
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from streamflow.pipeline import torch_private, trees
-from streamflow.pipeline.admission import Batch
-from streamflow.pipeline.capture.recorder import record
-from streamflow.pipeline.codegen.cache import Compiler
-from streamflow.pipeline.native.bound_stage import CompiledStage
-from streamflow.pipeline.native.line import Line
-from streamflow.pipeline.native.native import Native
-from streamflow.pipeline.network.watching import Attributes
+from streamflow.errors import StageError
+from streamflow.pipeline import trees
+from streamflow.pipeline.admission import AdmittedBatch
+from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.routing.trial import FEWEST
-from streamflow.pipeline.schedule import orders
-from streamflow.pipeline.stages.stage import Stage
+from streamflow.pipeline.routing.compiled import CompiledWay, Trial, inputs_key, tensors_of
+from streamflow.pipeline.routing.preference import Preference
+from streamflow.pipeline.routing.trial import is_close
+from streamflow.pipeline.routing.ways import Chunk
+from streamflow.pipeline.running.assembly import Assembly
 
-MOST = 256
-"""Samples of a call, at most: what is pressed for time waits for one."""
+logger = logging.getLogger("streamflow")
 
-# Parameters of a network whose loops are shared by threads.
-_LARGE = 2_000_000
-# A forward of many samples reads the weights once, but it takes a while to change over to it: the
-# numbers that are read meanwhile.
-_CHANGE = 4_000_000
+EAGER_SO_FAR = "eager so far"
+"""While nothing is compiled, and nothing speaks against it."""
+
+_EAGER = 64
+_MOST = 4
+_TRIALS = 3
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
-@dataclass(slots=True)
-class Kind:
-    """Samples of one shape and dtype, for which there is code, or will be.
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds of eager learning before code is looked for, and before it is made.
+
+    Who stops before has lost nothing, and who stops soon afterwards not much.
+    """
+
+    record: float = 1.0
+    compile: float = 10.0
+
+
+AT_ONCE = Patience(0.0, 0.0)
+ONLY_FOUND = Patience(0.0, math.inf)
+
+
+class Variants:
+    """Knows the code for each kind of sample, and why there is none.
 
     Attributes:
-        line: The stages as far as they are compiled.
-        attributes: Of the network, as the code was made for them.
-        inputs: What its samples' inputs are.
-        shared: Samples in a row that are worth a forward of their own, if they are not learned.
-        is_tried: Whether the code gives the same and is faster.
-        failures: How often it gave something else.
-        is_prepared: Whether nothing else was at the stages since the last call.
+        reason: Why nothing is compiled, or no more; empty while it is or may be.
+
+    Args:
+        assembly: The eager stages.
+        options: What the caller asked for.
+        patience: When code is looked for and made; None for what the options say.
+        warns: Whether a warning says why learning stays eager.
     """
 
-    line: Line
-    compiler: Compiler
-    attributes: Attributes
-    inputs: Any
-    shared: int
-    is_tried: bool = False
-    failures: int = 0
-    is_prepared: bool = False
+    def __init__(
+        self, assembly: Assembly, options: Options, patience: Patience | None, *, warns: bool
+    ) -> None:
+        self._assembly = assembly
+        self._options = options
+        self._patience = patience or (AT_ONCE if options.compile is True else Patience())
+        self._warns = warns
+        num_stages = len(assembly.stages)
+        is_open = options.executor == "auto" and num_stages > 1
+        self._preference = Preference(num_stages) if is_open else None
+        self._found: dict[Any, CompiledWay] = {}
+        self._num_begun = 0
+        self._eager_seconds = 0.0
+        self.reason = _why_eager(assembly, options)
+        if not self.reason and options.accumulate > 1:
+            self.refuse("gradients are accumulated")
 
     @property
-    def is_ready(self) -> bool:
-        """Whether the code is there."""
-        return self.line.routine is not None
+    def at_once(self) -> int:
+        """Samples that are learned eagerly before the next look for code."""
+        if self.reason:
+            return sys.maxsize
+        return _EAGER if self._patience.compile else 1
 
-    def load(self, options: Options) -> None:
-        """Load the code of all stages, where it is on disk."""
-        paths = self.compiler.find()
-        if paths is None:
-            return
-        recordings = [stage.recording for stage in self.line.stages]
-        self.line.routine = Native(
-            recordings,
-            orders(options.schedule, len(recordings)),
-            paths,
-            is_newest=options.backward == "newest",
-        )
+    @property
+    def status(self) -> str:
+        """Say how samples are learned now."""
+        if self.reason:
+            return f"eager: {self.reason}"
+        if any(way.is_tried for way in self._found.values()):
+            if len(self._assembly.stages) == 1:
+                return "compiled"
+            if self._preference is None:
+                return f"compiled, {self._options.executor}"
+            return f"compiled, {'threads' if self._preference.threads else 'inline'}"
+        is_busy = any(way.compiler.is_busy for way in self._found.values())
+        return "eager while it compiles" if is_busy else EAGER_SO_FAR
 
-    def make(self, options: Options, *, waits: bool) -> None:
-        """Have the code made, which may take a while; ``compiler.failure`` says why it is not."""
-        if torch_private.find_compiler() is None:
-            self.compiler.failure = "no C++ compiler; apt install g++"
-        if self.compiler.failure:
+    def find(
+        self, batch: AdmittedBatch, current: object, come_to_rest: Callable[[], None]
+    ) -> CompiledWay | None:
+        """Return the way for such samples; record them, or have code made, where that is due.
+
+        Args:
+            batch: The samples.
+            current: The way that has samples in flight.
+            come_to_rest: Hands those to the eager stages, which are then at rest.
+        """
+        if self.reason:
+            return None
+        try:
+            way = self._known(batch, current)
+            if way is not None and not way.fits:
+                come_to_rest()
+                way.close()
+                self._found = {k: other for k, other in self._found.items() if other is not way}
+                way = None
+            if way is None and self._is_due and True in batch.is_learned:
+                come_to_rest()  # while something is recorded, no thread may use torch
+                way = self._begin(batch)
+            return None if way is None else self._settled(way)
+        except Unsupported as error:
+            self.refuse(str(error))
+        except StageError:
+            raise
+        except Exception as error:  # whatever keeps code from being made keeps nobody from learning
+            self.refuse(f"{type(error).__name__}: {error}")
+        return None
+
+    def note(self, seconds: float) -> None:
+        """Take note of what eager learning took."""
+        self._eager_seconds += seconds
+
+    def judge(
+        self, way: CompiledWay, trial: Trial | Exception, chunk: Chunk, seconds: float
+    ) -> None:
+        """See whether code did what eager learning did, and faster.
+
+        Args:
+            way: The code.
+            trial: What it did.
+            chunk: What eager learning gave.
+            seconds: That it took.
+        """
+        if isinstance(trial, Exception):
+            self.refuse(f"compiled code raises: {trial}")
+        elif trial.found is None:
             return
-        self.compiler.start(is_urgent=waits)
-        if waits:
-            self.compiler.wait()
-            self.load(options)
+        elif not all(map(_is_as_wanted, trial.found, [*trees.tensors(chunk[0]), *way.written()])):
+            way.failures += 1
+            if way.failures == _TRIALS:
+                self.refuse("compiled code gives other results")
+        elif self._options.compile is True or trial.seconds < seconds:
+            way.is_tried = True
+        else:
+            self.refuse("compiled code is not faster")
+
+    def refuse(self, why: str) -> None:
+        """Learn eagerly from now on."""
+        if self.reason:
+            return
+        self.reason = why.strip().splitlines()[0]
+        level = logging.WARNING if self._warns else logging.DEBUG
+        name = self._assembly.stages[0].name
+        logger.log(level, "%s learns eagerly: %s", name, self.reason)
 
     def close(self) -> None:
-        """End what compiles and what runs."""
-        self.compiler.close()
-        self.line.close()
+        """End what is under way, and forget it."""
+        for way in self._found.values():
+            way.close()
+        self._found.clear()
+
+    def _known(self, batch: AdmittedBatch, current: object) -> CompiledWay | None:
+        way = self._found.get(_key(batch))
+        if self._found and True not in batch.is_learned:  # labels and weights do not matter
+            inputs = inputs_key(batch)
+            ways = [other for other in self._found.values() if other.is_tried]
+            ways.sort(key=lambda other: other is not current)
+            return next((other for other in ways if other.inputs == inputs), way)
+        return way
+
+    @property
+    def _is_due(self) -> bool:
+        # The optimizer makes its own state at its first step.
+        is_begun = all(stage.updates.made for stage in self._assembly.stages)
+        return is_begun and self._eager_seconds >= self._patience.record
+
+    def _begin(self, batch: AdmittedBatch) -> CompiledWay:
+        self._num_begun += 1
+        if self._num_begun > _MOST:
+            msg = "samples or attributes of modules are of too many kinds"
+            raise Unsupported(msg)
+        way = CompiledWay(self._assembly.stages, batch, self._options, self._preference)
+        self._found[_key(batch)] = way
+        return way
+
+    def _settled(self, way: CompiledWay) -> CompiledWay:
+        """Load code that has become ready, or have it made where that is due."""
+        if not way.is_ready:
+            way.load()
+        is_due = self._eager_seconds >= self._patience.compile
+        if not way.is_ready and is_due and not way.compiler.is_busy:
+            way.make(waits=self._options.compile is True)
+            if way.compiler.failure:
+                self.refuse(way.compiler.failure)
+        return way
 
 
-def kind_of(stages: Sequence[Stage], batch: Batch, options: Options) -> Kind:
-    """Record how samples like those of a batch, whose first is looked at, are learned.
-
-    Raises:
-        Unsupported: They cannot be compiled.
-    """
-    loss = [options.loss] if isinstance(options.loss, nn.Module) else []
-    attributes = Attributes(*(stage.module for stage in stages), *loss)
-    recordings = record(
-        stages,
-        _first(batch.inputs),
-        _first(batch.targets),
-        None if batch.weights is None else batch.weights[0],
-        options.clip_norm,
-    )
-    pairs = list(zip(stages, recordings, strict=True))
-    for stage, recording in pairs:
-        if recording.noises:
-            stage.randomness.is_used = True
-    line = Line([CompiledStage(stage, recording) for stage, recording in pairs])
-    compiler = Compiler(recordings, _num_threads(stages))
-    shared = max(FEWEST, min(MOST, _CHANGE // max(_size(stages), 1)))
-    return Kind(line, compiler, attributes, inputs_key(batch), shared)
-
-
-def tensors_of(batch: Batch) -> list[Tensor]:
-    """Return the tensors of inputs, targets and weights."""
-    weights = [] if batch.weights is None else [batch.weights]
-    targets = [] if batch.targets is None else trees.tensors(batch.targets)
-    return [*trees.tensors(batch.inputs), *targets, *weights]
-
-
-def key_of(batch: Batch, tensors: list[Tensor]) -> Any:
-    """Describe what samples of a batch have in common with others that the same code takes."""
+def _key(batch: AdmittedBatch) -> Any:
+    """Describe what samples have in common with others that the same code takes."""
     structures = [
         None if isinstance(tree, Tensor | None) else str(trees.flatten(tree)[1])
         for tree in (batch.inputs, batch.targets)
     ]
-    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in tensors]
+    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch)]
     return (*structures, batch.targets is None, batch.weights is None, *kinds)
 
 
-def inputs_key(batch: Batch) -> Any:
-    """Describe the inputs alone."""
-    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in trees.tensors(batch.inputs)]
-    return str(trees.flatten(batch.inputs)[1]), kinds
+def _why_eager(assembly: Assembly, options: Options) -> str:
+    """Say why nothing will be compiled, or return nothing."""
+    if options.compile is False:
+        return "compile is False"
+    if options.loss is None:
+        return "nothing is learned"
+    if options.backward == "stashed" and len(assembly.stages) > 1:
+        return "weights are stashed"
+    if assembly.clips_network:
+        return "gradients are clipped by their norm over all stages"
+    devices = [stage.lane.device for stage in assembly.stages]
+    other = next((device for device in devices if device.type != "cpu"), None)
+    return "" if other is None else f"its device is {other}"
 
 
-def quiet_length(batch: Batch, first: int) -> int:
-    """Count the samples from here that are not learned."""
-    with suppress(ValueError):
-        return batch.is_learned.index(True, first) - first
-    return len(batch) - first
-
-
-def run_length(batch: Batch, first: int, shared: int | None) -> int:
-    """Count the samples from here that a call takes: of one stream.
-
-    Args:
-        batch: The samples.
-        first: Where the call begins.
-        shared: So many in a row that are not learned are left to a forward that they share.
-    """
-    stop = min(first + MOST, len(batch))
-    if shared is not None:
-        place = bytes(batch.is_learned[first:stop]).find(bytes(shared))
-        stop = stop if place < 0 else first + place
-    keys = batch.keys[first:stop]
-    if keys.count(batch.keys[first]) == len(keys):
-        return len(keys)
-    return next(place for place, key in enumerate(keys) if key != keys[0])
-
-
-def _first(tree: Any) -> Any:
-    return trees.map_tensors(lambda tensor: tensor[:1], tree)
-
-
-def _num_threads(stages: Sequence[Stage]) -> int:
-    """Return how many threads loops may use: sharing small ones costs more than it saves."""
-    if len(stages) > 1:
-        return 1
-    return torch.get_num_threads() if _size(stages) >= _LARGE else 1
-
-
-def _size(stages: Sequence[Stage]) -> int:
-    return sum(p.numel() for stage in stages for p in stage.parameters.values())
+def _is_as_wanted(found: Tensor, wanted: Tensor) -> bool:
+    return is_close(found, wanted, _ROUNDING.get(wanted.dtype, 0.1))

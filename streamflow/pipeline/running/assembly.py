@@ -2,34 +2,40 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from streamflow.errors import PartitionError
-from streamflow.pipeline import checks
+from streamflow.pipeline import checks, saving
 from streamflow.pipeline.network.partition import Partition, partition
 from streamflow.pipeline.options import Options
+from streamflow.pipeline.running.executor import Executor
 from streamflow.pipeline.running.inline import InlineExecutor
 from streamflow.pipeline.running.threads import ThreadsExecutor
+from streamflow.pipeline.running.worker import failure
 from streamflow.pipeline.schedule import Order, orders
 from streamflow.pipeline.stages.lanes import Lane, device_of, move, spread
+from streamflow.pipeline.stages.messages import Activation, Drain, Result
 from streamflow.pipeline.stages.randomness import Randomness
 from streamflow.pipeline.stages.recurrence import Set, States, initial_state
 from streamflow.pipeline.stages.stage import Stage
-from streamflow.pipeline.stages.updates import Updates, check_groups
-
-Executor = InlineExecutor | ThreadsExecutor
+from streamflow.pipeline.stages.updates import Updates, check_groups, clip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Assembly:
     """A network that was cut, and what runs it.
 
+    Whatever reaches all stages from outside goes through here: what is asked of a stage and what it
+    answers is plain data and tensors, so that stages may live in other processes.
+
     Attributes:
         cuts: Modules that the network was cut before.
+        clip_norm: Largest norm of a gradient over all stages, which then learn one sample at a
+            time; None where each stage clips by itself or none does.
         modes: Training mode of every module when it was cut; code between layers is traced in it.
     """
 
@@ -37,12 +43,59 @@ class Assembly:
     cuts: tuple[str, ...]
     stages: list[Stage]
     executor: Executor
+    clip_norm: float | None
     modes: tuple[bool, ...]
 
     @property
     def clips_network(self) -> bool:
         """Whether updates wait until the gradients of all stages are known."""
         return self.stages[0].defers_updates
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """What happened so far: updates and skipped samples by stage, streams forgotten."""
+        return {
+            "updates": [stage.updates.made for stage in self.stages],
+            "skipped": [stage.updates.skipped for stage in self.stages],
+            "forgotten": max(stage.states.forgotten for stage in self.stages),
+        }
+
+    def save(self) -> dict[str, Any]:
+        """Return what the stages, which are drained, know beside weights and counters."""
+        return saving.join([saving.save(stage) for stage in self.stages])
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Give the stages what :meth:`save` returned and the counters, from any number of them."""
+        for stage, part in zip(self.stages, saving.split(saved, len(self.stages)), strict=True):
+            saving.load(stage, part)
+
+    def learn_alone(self, arrival: Activation) -> list[Result]:
+        """Send one sample, and update all stages when all their gradients are known.
+
+        Raises:
+            StageError: A stage raised.
+        """
+        results = self.executor.exchange([arrival], 1)
+        self.executor.exchange([Drain()], len(self.stages))
+        updates = [stage.updates for stage in self.stages]
+        if arrival.sample.is_learned and all(own.is_offered for own in updates):
+            try:
+                self._update_together()
+            except Exception as error:
+                raise failure(self.stages[0], "update", arrival.sample.number, error) from error
+        for own in updates:
+            own.withdraw()
+        return results
+
+    def _update_together(self) -> None:
+        updates = [stage.updates for stage in self.stages]
+        is_complete = [own.accept() for own in updates]
+        if not all(is_complete):
+            return
+        assert self.clip_norm is not None
+        clip(updates, self.clip_norm)
+        for stage in self.stages:
+            stage.apply()
 
     @contextmanager
     def in_its_modes(self) -> Iterator[None]:
@@ -60,6 +113,13 @@ class Assembly:
     def has_new_modes(self) -> bool:
         """Say whether a module went into training or evaluation mode since the network was cut."""
         return len(self.stages) > 1 and modes(self.module) != self.modes
+
+    def cut_again(self) -> None:
+        """Cut the network, which is drained, as its modules' modes are now."""
+        cut = partition(self.module, self.cuts)
+        for stage, module in zip(self.stages, cut.modules, strict=True):
+            stage.replace(module, self.module)
+        self.modes = modes(self.module)
 
 
 def modes(module: nn.Module) -> tuple[bool, ...]:
@@ -118,16 +178,9 @@ def assemble(
         _stage(module, cut, index, order, lane, options, initial)
         for index, (order, lane) in enumerate(zip(own_orders, lanes, strict=True))
     ]
-    runner = ThreadsExecutor if executor == "threads" else InlineExecutor
-    return Assembly(module, tuple(cuts), stages, runner(stages, own_orders), modes(module))
-
-
-def reassemble(assembly: Assembly) -> Assembly:
-    """Cut a drained network again, as its modules' modes are now."""
-    cut = partition(assembly.module, assembly.cuts)
-    for stage, module in zip(assembly.stages, cut.modules, strict=True):
-        stage.replace(module, assembly.module)
-    return replace(assembly, modes=modes(assembly.module))
+    kind = ThreadsExecutor if executor == "threads" else InlineExecutor
+    runner = kind(stages, own_orders)
+    return Assembly(module, tuple(cuts), stages, runner, options.clip_norm, modes(module))
 
 
 def _lanes(module: nn.Module, cut: Partition) -> list[Lane]:

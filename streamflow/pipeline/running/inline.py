@@ -1,41 +1,53 @@
 """The inline executor: the caller's thread runs all stages in schedule order."""
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 
+from streamflow.pipeline.running.executor import Executor
 from streamflow.pipeline.running.worker import Worker
 from streamflow.pipeline.schedule import Order
 from streamflow.pipeline.stages.messages import Arrival, Result
 from streamflow.pipeline.stages.stage import Stage
 
 
-class InlineExecutor:
+class InlineExecutor(Executor):
     """Runs stages in one thread; nothing happens outside :meth:`collect`."""
 
     name = "inline"
 
     def __init__(self, stages: Sequence[Stage], orders: Sequence[Order]) -> None:
         self._results: deque[Result] = deque()
-        self.workers = [
+        workers = [
             Worker(stage, order, report=self._results.append)
             for stage, order in zip(stages, orders, strict=True)
         ]
-        for above, below in zip(self.workers, self.workers[1:], strict=False):
+        for above, below in itertools.pairwise(workers):
             above.down = below.receive
             below.up = above.receive
+        super().__init__(workers)
         # Downstream first: a gradient is on its way before a new sample enters, which makes
         # ``greedy`` equal to ``sequential`` here.
-        self._downstream_first = self.workers[::-1]
+        self._downstream_first = workers[::-1]
 
     def submit(self, arrival: Arrival) -> None:
         """Hand an arrival to the first stage."""
         self.workers[0].receive(arrival)
 
     def collect(self, count: int) -> list[Result]:
-        """Run until nothing is left to do and return the next ``count`` results."""
-        while any(worker.advance() for worker in self._downstream_first):
-            pass
-        return [self._results.popleft() for _ in range(count)]
+        """Run until nothing is left to do and return the next ``count`` results.
 
-    def close(self) -> None:
-        """Release nothing: the stages live in the caller's thread."""
+        Raises:
+            StageError: A stage raised.
+        """
+        has_acted = True
+        while has_acted:
+            for worker in self._downstream_first:
+                has_acted = worker.advance()
+                if has_acted:
+                    break
+        results = self._results
+        return [results.popleft() for _ in range(count)]
+
+    def settle(self) -> None:
+        """Do nothing: the stages are at rest outside :meth:`collect`."""

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Sequence
 from queue import SimpleQueue
 
+from streamflow.pipeline.running.executor import Executor
 from streamflow.pipeline.running.worker import Worker
 from streamflow.pipeline.schedule import Order
 from streamflow.pipeline.stages.messages import Arrival, Message, Result
@@ -20,7 +21,7 @@ Inbox = SimpleQueue[Message | None]
 Results = SimpleQueue[Result | BaseException]
 
 
-class ThreadsExecutor:
+class ThreadsExecutor(Executor):
     """Runs every stage in a thread of its own; the threads start with the first arrival."""
 
     name = "threads"
@@ -28,11 +29,12 @@ class ThreadsExecutor:
     def __init__(self, stages: Sequence[Stage], orders: Sequence[Order]) -> None:
         self._results: Results = SimpleQueue()
         self._inboxes: list[Inbox] = [SimpleQueue() for _ in stages]
-        self.workers = [
+        workers = [
             Worker(stage, order, report=self._results.put)
             for stage, order in zip(stages, orders, strict=True)
         ]
-        for index, worker in enumerate(self.workers):
+        super().__init__(workers)
+        for index, worker in enumerate(workers):
             worker.down = self._inboxes[index + 1].put if index + 1 < len(stages) else None
             worker.up = self._inboxes[index - 1].put if index else None
         self._threads: list[threading.Thread] = []

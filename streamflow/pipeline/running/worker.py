@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -188,6 +189,16 @@ def failure(stage: Stage, action: str, number: int, error: Exception) -> StageEr
         f"stage {stage.index} ({stage.name}), sample {number}: "
         f"expected {action} to succeed, got {type(error).__name__}: {error}; "
         "correct the cause and build a new pipeline, this one is broken"
+    )
+
+
+def unlike(stage: Stage, before: tuple[int, Any], now: tuple[int, Any]) -> StageError:
+    """Return what the caller gets where two samples, each with its shapes, have unlike outputs."""
+    return StageError(
+        f"stage {stage.index} ({stage.name}), sample {now[0]}: expected an "
+        f"output like that of sample {before[0]}, {before[1]}, got {now[1]}; "
+        "make the network return one shape, or process such samples in calls of "
+        "their own, with a new pipeline, as this one is broken"
     )
 
 

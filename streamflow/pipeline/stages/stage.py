@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from streamflow.errors import PartitionError
 from streamflow.pipeline import trees
 from streamflow.pipeline.stages.buffers import Buffers
 from streamflow.pipeline.stages.lanes import Lane
-from streamflow.pipeline.stages.messages import Sample
+from streamflow.pipeline.stages.messages import Gradient, Sample
 from streamflow.pipeline.stages.randomness import Randomness
 from streamflow.pipeline.stages.recurrence import Key, States
 from streamflow.pipeline.stages.updates import Updates
@@ -39,6 +39,24 @@ class Held:
     weights: dict[str, Tensor] | None = None
     buffers: dict[str, Tensor] | None = None
     random: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """What is on its way through stages at rest; one entry for each stage, the first one first.
+
+    Attributes:
+        held: Samples between forward and backward, the oldest first.
+        gradients: Those that came for the oldest of them.
+    """
+
+    held: list[list[Held]]
+    gradients: list[list[Gradient]]
+
+    @classmethod
+    def nothing(cls, num_stages: int) -> Self:
+        """Return that nothing is in flight."""
+        return cls([[] for _ in range(num_stages)], [[] for _ in range(num_stages)])
 
 
 def call(
