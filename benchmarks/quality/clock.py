@@ -230,4 +230,5 @@ class Clock:
 
 def stages_of(pipeline: Pipeline) -> Sequence[Stage]:
     """Return the stages that a pipeline is made of."""
+    assert pipeline._router is not None
     return pipeline._router.assembly.stages

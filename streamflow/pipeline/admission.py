@@ -28,6 +28,7 @@ class AdmittedBatch:
         weights: Factor of each sample's loss (n,), or None.
         is_learned: Which samples cause updates.
         keys: The stream of each.
+        count: How many they are.
         number: Samples that entered the pipeline before these.
     """
 
@@ -41,10 +42,8 @@ class AdmittedBatch:
     ) -> None:
         self.inputs, self.targets, self.weights = inputs, targets, weights
         self.is_learned, self.keys = is_learned, keys
+        self.count = len(is_learned)
         self.number = 0
-
-    def __len__(self) -> int:
-        return len(self.is_learned)
 
     def samples(self, first: int, stop: int) -> list[tuple[Sample, Any]]:
         """Return some samples, each with its inputs."""
@@ -58,7 +57,7 @@ class AdmittedBatch:
     @cached_property
     def _parts(self) -> list[tuple[Any, Any, Tensor | None, bool, Key]]:
         """Inputs, target, weight and so on of each sample."""
-        count = len(self.is_learned)
+        count = self.count
         nothing = [None] * count
         labels = nothing if self.targets is None else trees.split_samples(self.targets, count)
         factors = nothing if self.weights is None else self.weights.unbind()
@@ -69,7 +68,7 @@ class AdmittedBatch:
         """Count the samples from here that are not learned."""
         with suppress(ValueError):
             return self.is_learned.index(True, first) - first
-        return len(self) - first
+        return self.count - first
 
     def run_length(self, first: int, most: int, shared: int | None) -> int:
         """Count the samples from here that a call takes: of one stream, up to so many.
@@ -79,7 +78,7 @@ class AdmittedBatch:
             most: Samples of a call.
             shared: So many in a row that are not learned are left to a forward that they share.
         """
-        stop = min(first + most, len(self))
+        stop = min(first + most, self.count)
         if shared is not None:
             place = bytes(self.is_learned[first:stop]).find(bytes(shared))
             stop = stop if place < 0 else first + place

@@ -312,11 +312,11 @@ class Pipeline:
         router = self._ready(inputs, targets)
         batch = self._admission.admit(inputs, targets, learn, weights, keys)
         batch.number = self._num_samples
-        self._num_samples += len(batch)
+        self._num_samples += batch.count
         self._num_learned += sum(batch.is_learned)
         self._first = self._first or first_sample(inputs, targets)
         self.steps = []
-        if not len(batch):
+        if not batch.count:
             return self._no_outputs(inputs)
         outputs, self.steps = router.process(batch)
         return outputs

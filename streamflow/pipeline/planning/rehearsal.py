@@ -179,7 +179,7 @@ class Rehearsal:
         inputs, targets = self._rows(self.count)
         start = time.perf_counter()
         batch = self._admission.admit(inputs, targets, None, None, None)
-        batch.samples(0, len(batch))
+        batch.samples(0, batch.count)
         return (time.perf_counter() - start) / self.count
 
     def record(self) -> list[Cost]:

@@ -226,7 +226,7 @@ def inputs_key(batch: AdmittedBatch) -> Any:
 def _samples(batch: AdmittedBatch, first: int, stop: int) -> tuple[list[Tensor], list[bool]]:
     """Return the tensors of some samples, and which of these are learned."""
     tensors = tensors_of(batch)
-    if stop - first < len(batch):
+    if stop - first < batch.count:
         tensors = [tensor[first:stop] for tensor in tensors]
     return [tensor.contiguous() for tensor in tensors], batch.is_learned[first:stop]
 

@@ -24,6 +24,8 @@ class EagerWay:
 
     def __init__(self, assembly: Assembly) -> None:
         self._assembly = assembly
+        self._entry = assembly.stages[0].lane
+        self._learns_alone = assembly.clips_network
         self._may_hold = False
 
     def learn(self, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
@@ -34,9 +36,9 @@ class EagerWay:
         """
         self._may_hold = True
         assembly = self._assembly
-        ready = now(assembly.stages[0].lane.device)
+        ready = None if self._entry.is_host else now(self._entry.device)
         arrivals = [Activation(sample, (row,), ready) for sample, row in batch.samples(first, stop)]
-        if assembly.clips_network:
+        if self._learns_alone:
             results = [result for arrival in arrivals for result in assembly.learn_alone(arrival)]
         else:
             results = assembly.executor.exchange(arrivals, len(arrivals))
@@ -53,10 +55,9 @@ class EagerWay:
             OptionError: The network cannot learn sample by sample.
             SampleError: A sample does not fit the network.
         """
-        assembly = self._assembly
-        ready = now(assembly.stages[0].lane.device)
+        ready = None if self._entry.is_host else now(self._entry.device)
         peeks = [Peek((row,), key, ready) for row, key in zip(rows, keys, strict=True)]
-        outputs = _outputs(assembly.executor.exchange(peeks, len(peeks)))
+        outputs = _outputs(self._assembly.executor.exchange(peeks, len(peeks)))
         for index, output in enumerate(outputs):
             if output.error is not None:
                 _refuse(output.error, index)

@@ -16,6 +16,7 @@ What no way can do to the end breaks the pipeline: some stages may have learned 
 not.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +73,7 @@ class Router:
         # Samples after a learned one that see other weights than those that follow, at most.
         self._lag = 2 * (len(assembly.stages) - 1)
         self._quiet = self._lag
+        self._is_cut = len(assembly.stages) > 1
         self._is_watched = False
 
     def __repr__(self) -> str:
@@ -89,11 +91,25 @@ class Router:
             StageError: A stage raised, or the outputs differ in shape; the pipeline is broken.
         """
         try:
-            chunk = self._process(batch)
+            if self._is_cut:
+                self._follow_modes()
+            variant: CompiledWay | None = None
+            parts: list[tuple[int, Chunk]] = []
+            first = 0
+            while first < batch.count:
+                if variant is None or not variant.is_tried or self._variants.reason:
+                    variant = self._variant(batch)
+                way, stop = self._choose(batch, first, variant)
+                parts.append((first, self._learn(way, batch, first, stop)))
+                first = stop
+            chunk = parts[0][1] if len(parts) == 1 else self._joined(batch, parts)
         except BaseException as error:
             self._break(error)
             raise
-        self._quiet = count_quiet(batch.is_learned, len(batch), self._quiet)
+        if batch.is_learned[-1]:
+            self._quiet = 0
+        else:
+            self._quiet = count_quiet(batch.is_learned, batch.count, self._quiet)
         return chunk
 
     def infer(self, inputs: Any, keys: Sequence[Key]) -> Any:
@@ -119,7 +135,8 @@ class Router:
             SampleError: A sample does not fit the network.
         """
         try:
-            self._follow_modes()
+            if self._is_cut:
+                self._follow_modes()
             return self._eager.peek(rows, keys)
         except _REFUSALS:
             raise
@@ -152,81 +169,63 @@ class Router:
         self._variants.close()
         self.assembly.executor.close()
 
-    def _process(self, batch: AdmittedBatch) -> Chunk:
-        self._follow_modes()
-        variant: CompiledWay | None = None
-        parts: list[tuple[int, Chunk]] = []
-        first, count = 0, len(batch)
-        while first < count:
-            if variant is None or not variant.is_tried or self._variants.reason:
-                variant = self._variant(batch)
-            chunk = self._learn(batch, first, variant)
-            parts.append((first, chunk))
-            first += len(chunk[1])
-        return parts[0][1] if len(parts) == 1 else self._joined(batch, parts)
-
     def _variant(self, batch: AdmittedBatch) -> CompiledWay | None:
         if self._is_watched or self._variants.reason:
             return None
         return self._variants.find(batch, self._way, self._come_to_rest)
 
-    def _learn(self, batch: AdmittedBatch, first: int, variant: CompiledWay | None) -> Chunk:
-        """Choose the way of the samples that come next, and let them go it."""
-        if self._is_watched:
-            return self._one_by_one(batch, first, len(batch))
-        quiet = batch.count_quiet(first)
-        if variant is None or not variant.is_ready:
-            at_once = max(quiet, self._variants.at_once)
-            return self._eagerly(batch, first, min(first + at_once, len(batch)))
-        may_share = self._together is not None and self._together.shares
-        count = batch.run_length(first, MOST, variant.shared if may_share else None)
-        if not variant.is_tried:
-            count = min(count, TRIED)
-        if not count or (not variant.is_tried and quiet >= count):  # a trial learns
-            return self._eagerly(batch, first, first + quiet)
-        try:
+    def _choose(
+        self, batch: AdmittedBatch, first: int, variant: CompiledWay | None
+    ) -> tuple[Way, int]:
+        """Return the way of the samples that come next, and where it ends."""
+        at_once = sys.maxsize if self._is_watched else self._variants.at_once
+        if variant is not None and variant.is_ready:
+            may_share = self._together is not None and self._together.shares
+            count = batch.run_length(first, MOST, variant.shared if may_share else None)
+            quiet = batch.count_quiet(first)
             if not variant.is_tried:
-                return self._try(variant, batch, first, first + count)
-            return self._through(variant, batch, first, first + count)
+                count = min(count, TRIED)
+            if count and (variant.is_tried or quiet < count):  # a trial learns
+                return variant, first + count
+            stop = first + quiet
+        elif batch.count - first <= at_once:
+            stop = batch.count
+        else:
+            stop = min(first + max(batch.count_quiet(first), at_once), batch.count)
+        if self._together is None or self._is_watched or stop - first < FEWEST:
+            return self._eager, stop
+        quiet = count_quiet(batch.is_learned, first, self._quiet)
+        parts = runs(batch.is_learned, first, stop, quiet=quiet, lag=self._lag)
+        _, stop, may_share = next(parts)
+        return (self._together if may_share else self._eager), stop
+
+    def _learn(self, way: Way, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
+        """Let samples go their way, or the eager one where that one cannot take them."""
+        try:
+            if isinstance(way, CompiledWay) and not way.is_tried:
+                return self._try(way, batch, first, stop)
+            self._go(way)
+            if way is not self._eager:
+                return way.learn(batch, first, stop)
         except Unsupported as error:
-            self._variants.refuse(str(error))
-            return self._eagerly(batch, first, first + count)
+            if isinstance(way, CompiledWay):
+                self._variants.refuse(str(error))
+            self._go(self._eager)
+        start = time.perf_counter()
+        chunk = self._eager.learn(batch, first, stop)
+        if True in batch.is_learned[first:stop]:
+            self._variants.note(time.perf_counter() - start)
+        return chunk
 
     def _try(self, variant: CompiledWay, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
         """Learn eagerly, and see whether compiled code would have done the same, but faster."""
         self._come_to_rest()
         trial = variant.rehearse(batch, first, stop, self.assembly.executor.in_flight)
         start = time.perf_counter()
-        chunk = self._one_by_one(batch, first, stop)
+        chunk = self._eager.learn(batch, first, stop)
         self._eager.settle()
         self._variants.judge(variant, trial, chunk, time.perf_counter() - start)
         return chunk
-
-    def _eagerly(self, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
-        """Run the first of some samples one by one, or together where that is the same."""
-        if self._together is None or stop - first < FEWEST:
-            return self._one_by_one(batch, first, stop)
-        quiet = count_quiet(batch.is_learned, first, self._quiet)
-        begin, end, may_share = next(
-            runs(batch.is_learned, first, stop, quiet=quiet, lag=self._lag)
-        )
-        if may_share:
-            try:
-                return self._through(self._together, batch, begin, end)
-            except Unsupported:  # one by one, then
-                pass
-        return self._one_by_one(batch, begin, end)
-
-    def _one_by_one(self, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
-        start = time.perf_counter()
-        chunk = self._through(self._eager, batch, first, stop)
-        if True in batch.is_learned[first:stop]:
-            self._variants.note(time.perf_counter() - start)
-        return chunk
-
-    def _through(self, way: Way, batch: AdmittedBatch, first: int, stop: int) -> Chunk:
-        self._go(way)
-        return way.learn(batch, first, stop)
 
     def _go(self, way: Way) -> None:
         """Give a way what is in flight.

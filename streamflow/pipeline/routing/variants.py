@@ -116,7 +116,7 @@ class Variants:
             current: The way that has samples in flight.
             come_to_rest: Hands those to the eager stages, which are then at rest.
         """
-        if self.reason:
+        if self.reason or not (self._found or self._is_due):
             return None
         try:
             way = self._known(batch, current)

@@ -112,7 +112,7 @@ class Assembly:
 
     def has_new_modes(self) -> bool:
         """Say whether a module went into training or evaluation mode since the network was cut."""
-        return len(self.stages) > 1 and modes(self.module) != self.modes
+        return modes(self.module) != self.modes
 
     def cut_again(self) -> None:
         """Cut the network, which is drained, as its modules' modes are now."""

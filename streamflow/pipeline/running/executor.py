@@ -4,7 +4,7 @@ They differ in where workers live and what links are made of. An executor of oth
 in the same methods; what it takes and returns is messages and tensors.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from streamflow.pipeline.running.timeline import Record
@@ -25,12 +25,8 @@ class Executor:
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = workers
 
-    def submit(self, arrival: Arrival) -> None:
-        """Hand an arrival to the first stage."""
-        raise NotImplementedError
-
-    def collect(self, count: int) -> list[Result]:
-        """Wait for the next ``count`` results.
+    def exchange(self, arrivals: Sequence[Arrival], count: int) -> list[Result]:
+        """Send arrivals through the stages and wait for as many results as they have.
 
         Raises:
             StageError: A stage raised.
@@ -39,16 +35,6 @@ class Executor:
 
     def close(self) -> None:
         """Stop what runs the stages; closing again does nothing."""
-
-    def exchange(self, arrivals: Iterable[Arrival], count: int) -> list[Result]:
-        """Send arrivals through the stages and wait for as many results as they have.
-
-        Raises:
-            StageError: A stage raised.
-        """
-        for arrival in arrivals:
-            self.submit(arrival)
-        return self.collect(count)
 
     def settle(self) -> None:
         """Wait until no stage has anything left to do without another sample."""

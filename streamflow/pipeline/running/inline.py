@@ -12,7 +12,7 @@ from streamflow.pipeline.stages.stage import Stage
 
 
 class InlineExecutor(Executor):
-    """Runs stages in one thread; nothing happens outside :meth:`collect`."""
+    """Runs stages in one thread; nothing happens outside :meth:`exchange`."""
 
     name = "inline"
 
@@ -30,24 +30,22 @@ class InlineExecutor(Executor):
         # ``greedy`` equal to ``sequential`` here.
         self._downstream_first = workers[::-1]
 
-    def submit(self, arrival: Arrival) -> None:
-        """Hand an arrival to the first stage."""
-        self.workers[0].receive(arrival)
-
-    def collect(self, count: int) -> list[Result]:
-        """Run until nothing is left to do and return the next ``count`` results.
+    def exchange(self, arrivals: Sequence[Arrival], count: int) -> list[Result]:
+        """Run the stages until nothing is left to do, and return the next ``count`` results.
 
         Raises:
             StageError: A stage raised.
         """
+        first, results = self.workers[0], self._results
+        for arrival in arrivals:
+            first.receive(arrival)
         has_acted = True
         while has_acted:
             for worker in self._downstream_first:
                 has_acted = worker.advance()
                 if has_acted:
                     break
-        results = self._results
         return [results.popleft() for _ in range(count)]
 
     def settle(self) -> None:
-        """Do nothing: the stages are at rest outside :meth:`collect`."""
+        """Do nothing: the stages are at rest outside :meth:`exchange`."""

@@ -41,14 +41,16 @@ class ThreadsExecutor(Executor):
         # A forgotten executor stops its threads too, at the latest when the interpreter ends.
         self._stop = weakref.finalize(self, _stop, self._inboxes, self._threads)
 
-    def submit(self, arrival: Arrival) -> None:
-        """Hand an arrival to the first stage."""
+    def exchange(self, arrivals: Sequence[Arrival], count: int) -> list[Result]:
+        """Hand arrivals to the first stage, and wait for as many results.
+
+        Raises:
+            StageError: A stage raised.
+        """
         if not self._threads:
             self._start()
-        self._inboxes[0].put(arrival)
-
-    def collect(self, count: int) -> list[Result]:
-        """Wait for the next ``count`` results, or raise what a stage raised."""
+        for arrival in arrivals:
+            self._inboxes[0].put(arrival)
         results: list[Result] = []
         while len(results) < count:
             result = self._results.get()

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -10,9 +11,11 @@ from torch import nn
 from streamflow.errors import OptionError, StageError
 from streamflow.pipeline.running.timeline import Event, Record
 from streamflow.pipeline.schedule import Action, Order
+from streamflow.pipeline.stages.lanes import Ready
 from streamflow.pipeline.stages.messages import (
     Activation,
     Arrival,
+    Drain,
     Drained,
     Gradient,
     Message,
@@ -50,6 +53,7 @@ class Worker:
         self.up: Callable[[Upward], None] | None = None
         self.record: Record | None = None
         self._report = report
+        self._is_host = stage.lane.is_host
         self._arrivals: deque[Arrival] = deque()
         self._gradients: deque[Gradient] = deque()
         self._held: deque[Held] = deque()
@@ -88,6 +92,9 @@ class Worker:
         Raises:
             StageError: The stage raised; the original is the cause.
         """
+        if not self._arrivals and not self._gradients:
+            self._settle()
+            return False
         action = self.order.next_action(
             len(self._held),
             has_arrival=bool(self._arrivals),
@@ -107,11 +114,25 @@ class Worker:
         return True
 
     def _perform(self, action: Action) -> None:
-        with self.stage.lane.enter():
+        # On the CPU a lane is nothing to enter or to wait for.
+        context = nullcontext() if self._is_host else self.stage.lane.enter()
+        with context:
             if action is Action.BACKWARD:
                 self._backward(self._held.popleft(), self._gradients.popleft())
+                return
+            arrival = self._arrivals.popleft()
+            if isinstance(arrival, Activation):
+                self._forward(arrival)
             else:
-                self._take(self._arrivals.popleft())
+                self._take(arrival)
+
+    def _bring(self, values: Any, ready: Ready) -> Any:
+        """Return values of a neighbour for use here."""
+        return values if self._is_host and ready is None else self.stage.lane.bring(values, ready)
+
+    def _ready(self) -> Ready:
+        """Return when all that was started here is done."""
+        return None if self._is_host else self.stage.lane.ready()
 
     def _perform_recorded(self, action: Action, record: Record) -> None:
         arrival = self._held[0] if action is Action.BACKWARD else self._arrivals[0]
@@ -121,18 +142,16 @@ class Worker:
             name, number = action.name.lower(), arrival.sample.number
             record(Event(self.stage.index, name, number, start, time.perf_counter()))
 
-    def _take(self, arrival: Arrival) -> None:
-        if isinstance(arrival, Activation):
-            self._forward(arrival)
-        elif isinstance(arrival, Peek):
+    def _take(self, arrival: Peek | Drain | Settle) -> None:
+        if isinstance(arrival, Peek):
             self._peek(arrival)
+            return
+        if isinstance(arrival, Settle):
+            self._is_settling = True
         else:
-            if isinstance(arrival, Settle):
-                self._is_settling = True
-            else:
-                self._is_draining = True
-            if self.down is not None:
-                self.down(arrival)
+            self._is_draining = True
+        if self.down is not None:
+            self.down(arrival)
 
     def _settle(self) -> None:
         """Tell that nothing is left to do, where that is asked for and holds behind it."""
@@ -144,25 +163,25 @@ class Worker:
         self._report(Settled())
 
     def _forward(self, arrival: Activation) -> None:
-        sample, lane = arrival.sample, self.stage.lane
+        sample = arrival.sample
         try:
-            values = lane.bring(arrival.values, arrival.ready)
+            values = self._bring(arrival.values, arrival.ready)
             outputs, held = self.stage.forward(sample, values)
         except Exception as error:
             raise failure(self.stage, "forward", sample.number, error) from error
         self._held.append(held)
         if self.down is not None:
-            self.down(Activation(sample, outputs, lane.ready()))
+            self.down(Activation(sample, outputs, self._ready()))
         else:
-            self._report(Output(outputs, sample.steps, lane.ready()))
+            self._report(Output(outputs, sample.steps, self._ready()))
             self._gradients.append(_FROM_LOSS if sample.is_learned else _EMPTY)
 
     def _backward(self, held: Held, gradient: Gradient) -> None:
-        upward, lane = _EMPTY, self.stage.lane
+        upward = _EMPTY
         try:
             if gradient.values is not None:
-                values = lane.bring(gradient.values, gradient.ready)
-                upward = Gradient(self.stage.backward(held, values), lane.ready())
+                values = self._bring(gradient.values, gradient.ready)
+                upward = Gradient(self.stage.backward(held, values), self._ready())
             if self.up is not None:
                 self.up(upward)
             if upward.values is not None:
@@ -171,16 +190,16 @@ class Worker:
             raise failure(self.stage, "backward", held.sample.number, error) from error
 
     def _peek(self, peek: Peek) -> None:
-        outputs, error, lane = peek.values, peek.error, self.stage.lane
+        outputs, error = peek.values, peek.error
         if error is None:
             try:
-                outputs = self.stage.peek(lane.bring(peek.values, peek.ready), peek.key)
+                outputs = self.stage.peek(self._bring(peek.values, peek.ready), peek.key)
             except Exception as raised:
                 error = explained(self.stage.module, raised)
         if self.down is not None:
-            self.down(Peek(outputs, peek.key, lane.ready(), error))
+            self.down(Peek(outputs, peek.key, self._ready(), error))
         else:
-            self._report(Output(outputs, ready=lane.ready(), error=error))
+            self._report(Output(outputs, ready=self._ready(), error=error))
 
 
 def failure(stage: Stage, action: str, number: int, error: Exception) -> StageError:

@@ -20,12 +20,18 @@ Ready = torch.cuda.Event | None
 
 
 class Lane:
-    """The device and stream of one stage; entered around everything that it computes."""
+    """The device and stream of one stage; entered around everything that it computes.
+
+    Attributes:
+        device: The device.
+        is_host: Whether it computes as its caller does, so that nothing is entered or awaited.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.is_host = device.type != "cuda"
         self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
+        if not self.is_host:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:

@@ -38,8 +38,6 @@ class Randomness:
 
     def draw(self, function: Callable[[], Any]) -> Any:
         """Call ``function`` with this stage's random numbers and move on past them."""
-        if self.is_used is False:
-            return function()
         result, after = self._lend(function, self.state)
         self._see(after)
         self.state = after
@@ -47,8 +45,6 @@ class Randomness:
 
     def replay(self, function: Callable[[], Any], state: Tensor) -> Any:
         """Call ``function`` with the random numbers that follow ``state``."""
-        if self.is_used is False:
-            return function()
         return self._lend(function, state)[0]
 
     def probe(self, function: Callable[[], Any]) -> Any:

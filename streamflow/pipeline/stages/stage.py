@@ -70,18 +70,14 @@ def call(
 
     The first stage gets what the caller passed: a tuple or dict is its arguments.
     """
-    args, kwargs = _spread(values[0]) if is_first else (values, {})
+    args, kwargs = values, {}
+    if is_first and isinstance(values[0], dict):
+        args, kwargs = (), values[0]
+    elif is_first and isinstance(values[0], tuple):
+        (args,) = values
     if tensors:
         return functional_call(module, tensors, args, kwargs)
     return module(*args, **kwargs)
-
-
-def _spread(value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(value, dict):
-        return (), value
-    if isinstance(value, tuple):
-        return value, {}
-    return (value,), {}
 
 
 class Stage:
@@ -133,6 +129,7 @@ class Stage:
         self.lane = lane
         self.parameters = updates.parameters
         self.buffers = Buffers(module)
+        self._has_states, self._has_buffers = bool(states), bool(self.buffers)
         self.allow_nonfinite = allow_nonfinite
         self.defers_updates = defers_updates
         self._shared_buffers = shared_buffers
@@ -160,6 +157,7 @@ class Stage:
         """Take another cut of the same layers; nothing may be in flight."""
         self.module = module
         self.buffers = Buffers(module)
+        self._has_buffers = bool(self.buffers)
         self.states.bind(module, whole)
         self.randomness.is_used = None  # dropout depends on the mode
         self._newest = None
@@ -198,16 +196,19 @@ class Stage:
             self.randomness.is_used = None  # dropout begins or ends
         keeps = sample.is_learned and self._keeps_graph
         held = Held(sample, values)
-        if self.states:
+        if self._has_states:
             self.states.enter(sample.key)
         if self._lag:
             self._remember(held)
         with torch.set_grad_enabled(keeps):
             inputs = self._leaves(values) if keeps else values
-            outputs = self.randomness.draw(lambda: self._call(inputs))
-        if self.states:
+            if self.randomness.is_used is False:
+                outputs = self._call(inputs)
+            else:
+                outputs = self.randomness.draw(lambda: self._call(inputs))
+        if self._has_states:
             self.states.leave(sample.key)
-        if self.buffers:
+        if self._has_buffers:
             self._version += 1
             self.buffers.detach()
         if keeps:
@@ -253,7 +254,7 @@ class Stage:
         versions = [tensor._version for tensor in trees.tensors(copied)]
         tensors = {**self.buffers.clone(), **self.states.of(key)}
         with torch.no_grad():
-            outputs = self.randomness.probe(lambda: self._run(copied, tensors))
+            outputs = self.randomness.probe(lambda: self._call(copied, tensors))
         self._check_shared(tensors)
         if [tensor._version for tensor in trees.tensors(copied)] != versions:
             self._check_aliases(values)
@@ -288,9 +289,6 @@ class Stage:
     def _call(self, values: tuple[Any, ...], tensors: dict[str, Tensor] | None = None) -> Any:
         if self._writes_inputs:
             values = trees.map_tensors(torch.Tensor.clone, values)
-        return self._run(values, tensors)
-
-    def _run(self, values: tuple[Any, ...], tensors: dict[str, Tensor] | None) -> Any:
         return call(self.module, values, tensors, is_first=self.index == 0)
 
     def _remember(self, held: Held) -> None:
@@ -327,7 +325,10 @@ class Stage:
         tensors = {**buffers, **(held.weights or {})}
         with torch.enable_grad():
             inputs = self._leaves(source.values)
-            outputs = self.randomness.replay(lambda: self._call(inputs, tensors), source.random)
+            if self.randomness.is_used is False:
+                outputs = self._call(inputs, tensors)
+            else:
+                outputs = self.randomness.replay(lambda: self._call(inputs, tensors), source.random)
         return inputs, outputs
 
     def _roots(
