@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import OptionError
-from streamflow.pipeline.schedule import BACKWARDS, SCHEDULES
+from streamflow.pipeline.schedule import BACKWARDS, SCHEDULES, orders
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -47,7 +47,7 @@ class Options:
     allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("schedule", self.schedule, [*SCHEDULES])
         _check_choice("backward", self.backward, BACKWARDS)
         _check_choice("executor", self.executor, EXECUTORS)
         _check_choice("clip_over", self.clip_over, CLIPPED)
@@ -92,7 +92,8 @@ class Options:
                     "pass as many, or a single one for all stages"
                 )
                 raise OptionError(msg)
-        if self.clips_network(num_stages) and self.schedule != "sequential":
+        has_lag = any(order.lag for order in orders(self.schedule, num_stages))
+        if self.clips_network(num_stages) and has_lag:
             msg = (
                 f"clip_over: expected 'stage' with {num_stages} stages in {self.schedule}, got "
                 "'network', whose norm is known only after the last stages' updates; "
@@ -109,7 +110,7 @@ def _check_choice(where: str, got: Any, known: Sequence[str]) -> None:
 
 
 def _check_pair(schedule: str, backward: str) -> None:
-    if (schedule == "lockstep") == (backward == "newest"):
+    if backward in SCHEDULES[schedule].backwards:
         return
     if backward == "newest":
         cure = 'choose schedule="lockstep"'
