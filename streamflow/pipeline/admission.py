@@ -55,6 +55,13 @@ class AdmittedBatch:
         ]
 
     @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of inputs, targets and weights."""
+        weights = [] if self.weights is None else [self.weights]
+        targets = [] if self.targets is None else trees.tensors(self.targets)
+        return [*trees.tensors(self.inputs), *targets, *weights]
+
+    @cached_property
     def _parts(self) -> list[tuple[Any, Any, Tensor | None, bool, Key]]:
         """Inputs, target, weight and so on of each sample."""
         count = self.count

@@ -210,13 +210,6 @@ class CompiledWay:
         return self._options.executor == "threads"
 
 
-def tensors_of(batch: AdmittedBatch) -> list[Tensor]:
-    """Return the tensors of inputs, targets and weights."""
-    weights = [] if batch.weights is None else [batch.weights]
-    targets = [] if batch.targets is None else trees.tensors(batch.targets)
-    return [*trees.tensors(batch.inputs), *targets, *weights]
-
-
 def inputs_key(batch: AdmittedBatch) -> Any:
     """Describe the inputs of samples as far as code depends on them."""
     kinds = [(tensor.shape[1:], tensor.dtype) for tensor in trees.tensors(batch.inputs)]
@@ -225,7 +218,7 @@ def inputs_key(batch: AdmittedBatch) -> Any:
 
 def _samples(batch: AdmittedBatch, first: int, stop: int) -> tuple[list[Tensor], list[bool]]:
     """Return the tensors of some samples, and which of these are learned."""
-    tensors = tensors_of(batch)
+    tensors = batch.tensors
     if stop - first < batch.count:
         tensors = [tensor[first:stop] for tensor in tensors]
     return [tensor.contiguous() for tensor in tensors], batch.is_learned[first:stop]

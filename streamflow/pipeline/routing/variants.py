@@ -23,7 +23,7 @@ from streamflow.pipeline import trees
 from streamflow.pipeline.admission import AdmittedBatch
 from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.options import Options
-from streamflow.pipeline.routing.compiled import CompiledWay, Trial, inputs_key, tensors_of
+from streamflow.pipeline.routing.compiled import CompiledWay, Trial, inputs_key
 from streamflow.pipeline.routing.preference import Preference
 from streamflow.pipeline.routing.trial import is_close
 from streamflow.pipeline.routing.ways import Chunk
@@ -222,7 +222,7 @@ def _key(batch: AdmittedBatch) -> Any:
         None if isinstance(tree, Tensor | None) else str(trees.flatten(tree)[1])
         for tree in (batch.inputs, batch.targets)
     ]
-    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch)]
+    kinds = [(tensor.shape[1:], tensor.dtype) for tensor in batch.tensors]
     return (*structures, batch.targets is None, batch.weights is None, *kinds)
 
 
