@@ -252,7 +252,7 @@ class Router:
         if self.assembly.has_new_modes():
             self.drain()
             self.assembly.cut_again()
-            self._variants.close()
+            self._variants.forget()
 
     def _peek_batches(self, batches: Sequence[Any]) -> list[Any]:
         return self.peek(batches, [None] * len(batches))

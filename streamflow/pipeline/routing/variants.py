@@ -174,11 +174,15 @@ class Variants:
         name = self._assembly.stages[0].name
         logger.log(level, "%s learns eagerly: %s", name, self.reason)
 
+    def forget(self) -> None:
+        """Begin anew with stages that were cut again."""
+        self.close()
+        self._found.clear()
+
     def close(self) -> None:
-        """End what is under way, and forget it."""
+        """End what is under way."""
         for way in self._found.values():
             way.close()
-        self._found.clear()
 
     def _known(self, batch: AdmittedBatch, current: object) -> CompiledWay | None:
         way = self._found.get(_key(batch))
