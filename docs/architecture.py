@@ -341,7 +341,7 @@ def boxes(
     for name, paths in files.items():
         x, y, middle = left[name], above[name], left[name] + WIDTH // 2
         hundreds = round(sum(map(num_lines, paths)) / 100) or 1  # so that few changes redraw it
-        lines = f"{hundreds}00 lines"
+        lines = f"{hundreds * 100:,} lines"
         size = lines if len(paths) == 1 else f"{len(paths)} files, {lines}"
         told = ", ".join(path.stem for path in paths if path.stem != "__init__")
         label = "*.py" if name == BESIDE else name.rpartition(".")[2]
