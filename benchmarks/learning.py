@@ -590,19 +590,21 @@ def compare(name: str, before: Path, starts: int, rounds: int, seconds: float) -
     return list(found.values())
 
 
-def print_compared(rows: Sequence[Compared]) -> None:
-    """Print a table of what was compared, and which rows are slower."""
+def print_compared(networks: Sequence[str], before: Path, *scale: Any) -> None:
+    """Print a row for each way of each network, and how many are slower."""
     print("| network | way | before, samples/s | after | ratio | lowest | of fastest |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        old, new = (f"{statistics.median(speeds):,.0f}" for speeds in row.speeds)
-        ratios = f"{row.ratio:.3f} | {min(row.ratios):.3f} | {row.fastest:.3f}"
-        print(f"| {row.network} | {row.way} | {old} | {new} | {ratios} |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    rows: list[Compared] = []
+    for name in networks:
+        for row in compare(name, before, *scale):
+            old, new = (f"{statistics.median(speeds):,.0f}" for speeds in row.speeds)
+            ratios = f"{row.ratio:.3f} | {min(row.ratios):.3f} | {row.fastest:.3f}"
+            print(f"| {name} | {row.way} | {old} | {new} | {ratios} |", flush=True)
+            rows.append(row)
     for row in rows:
         if row.notes[0] != row.notes[1]:
             print(f"{row.network}, {row.way}: learned {row.notes[0]!r}, now {row.notes[1]!r}")
-    slower = [row for row in rows if row.ratio < LEAST]
-    print(f"\n{len(slower)} of {len(rows)} rows below {LEAST}")
+    print(f"\n{sum(row.ratio < LEAST for row in rows)} of {len(rows)} rows below {LEAST}")
 
 
 def main() -> None:
@@ -620,14 +622,9 @@ def main() -> None:
     if "serve" in arguments:
         serve(NETWORKS[arguments.networks[0]], arguments.serve)
     elif arguments.before:
-        before, scale = arguments.before.resolve(), (arguments.rounds, arguments.seconds)
-        print_compared(
-            [
-                row
-                for name in arguments.networks
-                for row in compare(name, before, arguments.starts, *scale)
-            ]
-        )
+        before = arguments.before.resolve()
+        scale = arguments.starts, arguments.rounds, arguments.seconds
+        print_compared(arguments.networks, before, *scale)
     else:
         print_tables(arguments.networks, arguments.rounds, arguments.seconds)
 
