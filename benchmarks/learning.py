@@ -1,6 +1,7 @@
 """How fast is online learning: compiled, by the best eager loop, and by hand in C++?
 
     python benchmarks/learning.py [--rounds N] [--seconds S] [NETWORK ...]
+    python benchmarks/learning.py --before DIR [--starts K] [--rounds N] [--seconds S] [NETWORK ...]
 
 One update per sample with plain SGD, samples waiting. Every way runs for S seconds a round; rounds
 are interleaved, so that what else the machine does meets all alike. Prints medians over the rounds
@@ -15,38 +16,55 @@ step (50th and 99th percentile of a round), prediction without learning, 256 sam
 stream whose every second sample has no label.
 Where a network has one output, River learns the same stream one record at a time, as its users do:
 without a network, which River has none of, but by its linear regression.
+
+The second form asks what a change of the code has cost. DIR is another checkout of this repository;
+of the package this file uses nothing but `Pipeline`, so DIR may be much older. Two processes, one
+with the package of DIR and one with that beside this file, cut the network at the same places and
+keep their compiled code apart. They are asked in turn, way by way, N rounds long; both are started
+K times, as a process may be lucky with its memory. Many short rounds tell most: --rounds 15
+--seconds 0.1. A row is a way: samples per second by the median of its calls, of the median round;
+ratios after/before: the median of all rounds, the lowest, and that of both sides' fastest rounds,
+which says most where the machine has other work.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from river import linear_model, preprocessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import streamflow
 from streamflow.errors import PartitionError
 from streamflow.pipeline import Pipeline
 
 RATE = 0.001
 WAITING = 256
-SOURCE = Path(__file__).with_name("learning_mlp.cpp")
+HERE = Path(__file__).resolve()
+SOURCE = HERE.with_name("learning_mlp.cpp")
 PIPELINES = (
     ("pipeline", 1, "inline"),
     ("pipeline, 2 stages inline", 2, "inline"),
     ("pipeline, 2 stages in threads", 2, "threads"),
 )
 SINGLE = "process of one sample"
+UNCOMPILED = (("uncompiled", 1, "inline"), ("uncompiled, 2 stages inline", 2, "inline"))
+FEW = 32
 SECOND = "every second: eager, 1 thread", "every second: process"
 
 
@@ -158,6 +176,20 @@ Run = Callable[[float], list[float]]
 QUANTILES = (0.5, 0.99)
 
 
+class Way(NamedTuple):
+    """A way to learn or predict.
+
+    Attributes:
+        samples: How many a call takes.
+        note: How its pipeline says that it learns.
+    """
+
+    name: str
+    samples: int
+    run: Run
+    note: str = ""
+
+
 def timed(seconds: float, call: Callable[[int], object]) -> list[float]:
     """Call with 0, 1, 2, ... and return the seconds of each call."""
     times: list[float] = []
@@ -209,20 +241,26 @@ def eager_step(network: Network, num_threads: int, *, skips: bool = False) -> Ru
     return run
 
 
-def learner(network: Network, stages: int, executor: str) -> tuple[Pipeline, Run]:
-    """Return the pipeline, compiled where it can be, and what learns all that waits by it."""
+def built(
+    network: Network, stages: int | Sequence[str] = 1, executor: str = "inline", *, compiles: bool
+) -> Pipeline:
+    """Return a pipeline that learns the network."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    pipeline = Pipeline(
+    return Pipeline(
         network.make(),
         loss=F.mse_loss,
         optimizer=partial(torch.optim.SGD, lr=RATE),
         state=network.state,
-        stages=network.cut if stages > 1 and network.cut else stages,
+        stages=stages,
         executor=executor,
-        compile=True,
+        compile=compiles,
     )
-    inputs, targets = stream(network)
+
+
+def together(network: Network, pipeline: Pipeline, samples: int = WAITING) -> Run:
+    """Return what learns so many waiting samples a call."""
+    inputs, targets = (tensor[:samples] for tensor in stream(network))
     for _ in range(3):
         pipeline.process(inputs, targets)
 
@@ -230,7 +268,7 @@ def learner(network: Network, stages: int, executor: str) -> tuple[Pipeline, Run
         torch.set_num_threads(1)
         return timed(seconds, lambda _: pipeline.process(inputs, targets))
 
-    return pipeline, run
+    return run
 
 
 def single(network: Network, pipeline: Pipeline) -> Run:
@@ -278,30 +316,42 @@ def river(network: Network) -> Run:
     return lambda seconds: timed(seconds, step)
 
 
-def predictors(network: Network, learned: Pipeline) -> Iterator[tuple[str, Run]]:
+def predicting(call: Callable[[int], object]) -> Run:
+    """Return what makes calls that learn nothing."""
+
+    def run(seconds: float) -> list[float]:
+        torch.set_num_threads(1)
+        call(0)  # the first batch pays for its memory
+        return timed(seconds, call)
+
+    return run
+
+
+def predictors(network: Network, learned: Pipeline) -> Iterator[Way]:
     """Yield the ways to predict all that waits without learning; one pipeline has learned."""
     torch.manual_seed(0)
     inputs, _ = stream(network)
+    alone = Pipeline(network.make(), state=network.state, compile=False)
+    calls = {
+        "process, one by one": lambda _: alone.process(inputs),
+        "process": lambda _: learned.process(inputs),
+        "infer": lambda _: learned.infer(inputs),
+    }
+    for name, call in calls.items():
+        yield Way(f"predicts: {name}", WAITING, predicting(call))
+
+
+def module_alone(network: Network) -> Run:
+    """Return what predicts a batch by the module."""
+    torch.manual_seed(0)
+    inputs, _ = stream(network)
     net = network.make()
-    alone = Pipeline(net, state=network.state, compile=False)
 
     def plain(_: int) -> None:
         with torch.no_grad():
             net(inputs)
 
-    def way(call: Callable[[int], object]) -> Run:
-        def run(seconds: float) -> list[float]:
-            torch.set_num_threads(1)
-            call(0)  # the first batch pays for its memory
-            return timed(seconds, call)
-
-        return run
-
-    yield "process, one by one", way(lambda _: alone.process(inputs))
-    yield "process", way(lambda _: learned.process(inputs))
-    yield "infer", way(lambda _: learned.infer(inputs))
-    if not network.state:
-        yield "module(batch)", way(plain)
+    return predicting(plain)
 
 
 def every_second(network: Network, pipeline: Pipeline) -> Run:
@@ -316,31 +366,37 @@ def every_second(network: Network, pipeline: Pipeline) -> Run:
     return run
 
 
-def ways(network: Network, folder: Path) -> Iterator[tuple[str, int, Run]]:
-    """Yield every way to learn: its name, the samples of a call, and what runs it."""
-    alone: Pipeline | None = None
+def rivals(network: Network, folder: Path) -> Iterator[Way]:
+    """Yield the ways without a pipeline."""
     for num_threads in (1, 2):
-        yield f"eager, {num_threads} thread(s)", 1, eager_step(network, num_threads)
-    for name, stages, executor in PIPELINES:
-        try:
-            pipeline, run = learner(network, stages, executor)
-        except PartitionError as error:
-            print(f"  {name}: {error}")
-            continue
-        print(f"  {name}: {pipeline.learning}")
-        yield name, WAITING, run
-        if stages == 1:
-            alone = pipeline
-            yield SINGLE, 1, single(network, pipeline)
-    assert alone is not None
+        yield Way(f"eager, {num_threads} thread(s)", 1, eager_step(network, num_threads))
     if network.widths:
-        yield "C++", 1, by_hand(network, folder)
+        yield Way("C++", 1, by_hand(network, folder))
     if network.widths and network.outputs == 1:
-        yield "river, linear", 1, river(network)
-    yield SECOND[0], 1, eager_step(network, 1, skips=True)
-    yield SECOND[1], WAITING, every_second(network, alone)
-    for way, predictor in predictors(network, alone):
-        yield f"predicts: {way}", WAITING, predictor
+        yield Way("river, linear", 1, river(network))
+    yield Way(SECOND[0], 1, eager_step(network, 1, skips=True))
+    if not network.state:
+        yield Way("predicts: module(batch)", WAITING, module_alone(network))
+
+
+def ours(network: Network, cuts: Sequence[str]) -> Iterator[Way]:
+    """Yield the ways of pipelines; without cuts, two stages are cut where the plan says."""
+    for name, stages, executor in PIPELINES + UNCOMPILED:
+        places = cuts if cuts and stages > 1 else stages
+        compiles = (name, stages, executor) in PIPELINES
+        samples = WAITING if compiles else FEW
+        try:
+            pipeline = built(network, places, executor, compiles=compiles)
+            run = together(network, pipeline, samples)
+        except PartitionError as error:
+            print(f"  {name}: {error}", file=sys.stderr)
+            continue
+        yield Way(name, samples, run, pipeline.learning)
+        if stages == 1:
+            yield Way(SINGLE if compiles else f"{name}, {SINGLE}", 1, single(network, pipeline))
+        if stages == 1 and compiles:
+            yield Way(SECOND[1], WAITING, every_second(network, pipeline))
+            yield from predictors(network, pipeline)
 
 
 def told(found: list[float], form: str) -> str:
@@ -359,17 +415,20 @@ def percentiles(rounds: list[list[float]]) -> tuple[list[float], list[float]]:
 def measure(name: str, network: Network, rounds: int, seconds: float, folder: Path) -> list[str]:
     """Print every way's rate, and return a row of each table."""
     print(name, flush=True)
-    found = list(ways(network, folder))
-    times: dict[str, list[list[float]]] = {way: [] for way, _, _ in found}
+    found = [*ours(network, network.cut), *rivals(network, folder)]
+    for way in found:
+        if way.note:
+            print(f"  {way.name}: {way.note}")
+    times: dict[str, list[list[float]]] = {way.name: [] for way in found}
     for _ in range(rounds):
-        for way, _, run in found:
-            times[way].append(run(seconds))
-    rates = {way: [rate(one, samples) for one in times[way]] for way, samples, _ in found}
-    for way, values in rates.items():
-        print(f"  {way:<34}{told(values, ',.0f')}/s", flush=True)
-    middle = {way: statistics.median(values) for way, values in rates.items()}
+        for way in found:
+            times[way.name].append(way.run(seconds))
+    rates = {way.name: [rate(one, way.samples) for one in times[way.name]] for way in found}
+    for label, values in rates.items():
+        print(f"  {label:<34}{told(values, ',.0f')}/s", flush=True)
+    middle = {label: statistics.median(values) for label, values in rates.items()}
     eager, best = (
-        max((way for way in middle if way.startswith(kind)), key=lambda way: middle[way])
+        max((label for label in middle if label.startswith(kind)), key=lambda label: middle[label])
         for kind in ("eager", "pipeline")
     )
     eager_aim, hand_aim = network.aims
@@ -384,13 +443,13 @@ def measure(name: str, network: Network, rounds: int, seconds: float, folder: Pa
     figures = [told(found, ",.0f") for found in (*steps, *singles)]
     ratio = f"{statistics.median(singles[0]) / statistics.median(steps[0]):.2f}"
     latency = f"| {name} | {' | '.join(figures)} | {ratio} |"
-    predicted = [f"{rate:,.0f}" for way, rate in middle.items() if way.startswith("predicts")]
+    predicted = [f"{rate:,.0f}" for label, rate in middle.items() if label.startswith("predicts")]
     prediction = f"| {name} | {' | '.join(predicted)} |"
-    alone, *others = (middle.get(way) for way, _, _ in PIPELINES)
+    alone, *others = (middle.get(label) for label, _, _ in PIPELINES)
     assert alone is not None
     figures = [f"{rate:,.0f} | {rate / alone:.2f}" if rate else "|" for rate in others]
     stages = f"| {name} | {alone:,.0f} | {' | '.join(figures)} |"
-    eager_half, half = (middle[way] for way in SECOND)
+    eager_half, half = (middle[label] for label in SECOND)
     halves = f"| {name} | {eager_half:,.0f} | {half:,.0f} | {half / eager_half:.1f} |"
     return [learning, stages, latency, prediction + (" |" if network.state else ""), halves]
 
@@ -404,18 +463,176 @@ HEADS = (
 )
 
 
+LEAST = 0.97
+"""Ratio after/before that every row should have; rounds differ among each other by as much."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A way of a network, before and after.
+
+    Attributes:
+        notes: How its pipeline says that it learns, before and after.
+        speeds: Samples per second of each round, before and after.
+    """
+
+    network: str
+    way: str
+    notes: tuple[str, str]
+    speeds: tuple[list[float], list[float]]
+
+    @property
+    def ratios(self) -> list[float]:
+        """After/before of each round."""
+        return [new / old for old, new in zip(*self.speeds, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """Their median."""
+        return statistics.median(self.ratios)
+
+    @property
+    def fastest(self) -> float:
+        """After/before of the fastest rounds."""
+        old, new = map(max, self.speeds)
+        return new / old
+
+
+class Side:
+    """A process with the package of one checkout.
+
+    Attributes:
+        cuts: Where its two stages are cut.
+        notes: How each way's pipeline says that it learns.
+    """
+
+    def __init__(self, root: Path, network: str, cuts: Sequence[str] | None) -> None:
+        cache = Path(
+            tempfile.gettempdir(), "streamflow-learning", root.as_posix().replace("/", "-")
+        )
+        environment = os.environ | {
+            "PYTHONPATH": f"{root}{os.pathsep}{root / 'connectors'}",
+            "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE), network, "--serve", json.dumps(cuts)],
+            cwd=root,  # the compiler is a process that imports from where it runs
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        folder, self.cuts, self.notes = self._answer()
+        if folder != str(root):
+            message = f"{root}: expected its package, got that of {folder}"
+            raise ValueError(message)
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        return json.loads(self._process.stdout.readline())
+
+    def speed(self, way: str, seconds: float) -> float:
+        """Return samples per second of a way, by the median of its calls."""
+        assert self._process.stdin
+        print(json.dumps([way, seconds]), file=self._process.stdin, flush=True)
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(network: Network, cuts: Sequence[str] | None) -> None:
+    """Tell the package's folder, the cuts and the ways, then the speed of each way asked for.
+
+    Args:
+        network: What is learned.
+        cuts: Where two stages are cut, if not where the plan says.
+    """
+    if cuts is None:
+        cuts = network.cut or planned_cuts(network)
+    ways = {way.name: way for way in ours(network, cuts)}
+    notes = {name: way.note for name, way in ways.items()}
+    print(json.dumps([str(Path(streamflow.__file__).parents[1]), cuts, notes]), flush=True)
+    for line in sys.stdin:
+        name, seconds = json.loads(line)
+        print(ways[name].samples / statistics.median(ways[name].run(seconds)), flush=True)
+
+
+def planned_cuts(network: Network) -> tuple[str, ...]:
+    """Return where two stages are cut, nowhere if they cannot be."""
+    try:
+        return built(network, 2, compiles=False).plan(*stream(network)).cuts
+    except PartitionError:
+        return ()
+
+
+def compare(name: str, before: Path, starts: int, rounds: int, seconds: float) -> list[Compared]:
+    """Return both sides' speed in every round, for each way of a network."""
+    found: dict[str, Compared] = {}
+    cuts: Sequence[str] | None = None
+    for _ in range(starts):
+        sides = [Side(before, name, cuts)]
+        cuts = sides[0].cuts
+        sides.append(Side(HERE.parents[1], name, cuts))
+        for way, note in sides[0].notes.items():
+            notes = note, sides[1].notes[way]
+            found.setdefault(way, Compared(name, way, notes, ([], [])))
+        for index in range(rounds):
+            for way, row in found.items():
+                for place in (0, 1) if index % 2 else (1, 0):
+                    row.speeds[place].append(sides[place].speed(way, seconds))
+        for side in sides:
+            side.close()
+        print(f"{name}: cut at {cuts}", file=sys.stderr, flush=True)
+    return list(found.values())
+
+
+def print_compared(networks: Sequence[str], before: Path, *scale: Any) -> None:
+    """Print a row for each way of each network, and how many are slower."""
+    print("| network | way | before, samples/s | after | ratio | lowest | of fastest |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    rows: list[Compared] = []
+    for name in networks:
+        for row in compare(name, before, *scale):
+            old, new = (f"{statistics.median(speeds):,.0f}" for speeds in row.speeds)
+            ratios = f"{row.ratio:.3f} | {min(row.ratios):.3f} | {row.fastest:.3f}"
+            print(f"| {name} | {row.way} | {old} | {new} | {ratios} |", flush=True)
+            rows.append(row)
+    for row in rows:
+        if row.notes[0] != row.notes[1]:
+            print(f"{row.network}, {row.way}: learned {row.notes[0]!r}, now {row.notes[1]!r}")
+    print(f"\n{sum(row.ratio < LEAST for row in rows)} of {len(rows)} rows below {LEAST}")
+
+
 def main() -> None:
     """Measure the networks that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--before", type=Path, metavar="DIR", help="checkout to compare with")
+    parser.add_argument("--starts", type=int, default=2, help="of the processes compared")
+    parser.add_argument(
+        "--serve", type=json.loads, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
+    if "serve" in arguments:
+        serve(NETWORKS[arguments.networks[0]], arguments.serve)
+    elif arguments.before:
+        before = arguments.before.resolve()
+        scale = arguments.starts, arguments.rounds, arguments.seconds
+        print_compared(arguments.networks, before, *scale)
+    else:
+        print_tables(arguments.networks, arguments.rounds, arguments.seconds)
+
+
+def print_tables(networks: Sequence[str], rounds: int, seconds: float) -> None:
+    """Measure networks and print all tables."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            measure(name, NETWORKS[name], arguments.rounds, arguments.seconds, Path(folder))
-            for name in arguments.networks
-        ]
+        rows = [measure(name, NETWORKS[name], rounds, seconds, Path(folder)) for name in networks]
     print("\ndeep-river is left out: its releases ask for torch below 2.6")
     for head, table in zip(HEADS, zip(*rows, strict=True), strict=True):
         print(f"\n{head}\n{'|---' * (head.count('|') - 1)}|")
