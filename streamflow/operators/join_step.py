@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from streamflow.contracts import Processed
 from streamflow.nodes.durations import milliseconds
-from streamflow.operators.joins import Join
+from streamflow.operators.join_options import JoinOptions
 from streamflow.operators.step import absent, size_of
 from streamflow.operators.watermarks import WatermarkStep
 from streamflow.records import (
@@ -72,7 +72,7 @@ BY_TIME = attrgetter("time_ms")
 class JoinStep(WatermarkStep[Sides]):
     """An open `Join`."""
 
-    def __init__(self, operator: Join) -> None:
+    def __init__(self, operator: JoinOptions) -> None:
         super().__init__(operator, operator.delay)
         self._join = operator
         self._within_ms = None if operator.within is None else milliseconds(operator.within)

@@ -10,9 +10,10 @@ from streamflow.contracts import Processed
 from streamflow.nodes.durations import milliseconds
 from streamflow.operators.aggregates import Aggregate, aggregation
 from streamflow.operators.evaluation import cause_of, told
+from streamflow.operators.panes import Fixed, Pane, Panes, Sessions
 from streamflow.operators.step import size_of
 from streamflow.operators.watermarks import WatermarkStep
-from streamflow.operators.windows import Fixed, Pane, Panes, Sessions, Window
+from streamflow.operators.window_options import WindowOptions
 from streamflow.records import Batch, Partition, split_rejected, to_columns
 
 Due = tuple[Hashable, Pane]
@@ -55,7 +56,7 @@ class Rows:
 class WindowStep(WatermarkStep[Panes]):
     """An open `Window`."""
 
-    def __init__(self, operator: Window) -> None:
+    def __init__(self, operator: WindowOptions) -> None:
         super().__init__(operator, operator.delay)
         self._window = operator
         self._by = operator.by or ()
