@@ -25,7 +25,7 @@ from streamflow.bench.samples import Waiting, draw
 from streamflow.bench.ways import all_ways, chosen
 from streamflow.bench.worker import told
 from streamflow.errors import OptionError, PartitionError
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
 from streamflow.pipeline import Pipeline

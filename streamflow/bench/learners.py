@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from streamflow.bench.samples import Array, Waiting
 from streamflow.bench.ways import Way
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.models.network import build_network, load_weights
 from streamflow.models.options import pipeline_options
 from streamflow.pipeline import Pipeline

@@ -1,15 +1,12 @@
-"""The model node as it stands in a graph: data only, no torch."""
+"""The options of a model node: data only, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from streamflow.contracts import Context, Processor
 from streamflow.errors import GraphError, Problem
 from streamflow.models.feature import IMPUTED_INDEX, Feature, FeatureField, Gaps, Rate
 from streamflow.nodes.callables import Named
@@ -27,7 +24,7 @@ Made: TypeAlias = str | dict[str, dict[str, Any]]
 Task: TypeAlias = Literal["regression", "binary", "classification"]
 
 OUTPUT_FIELDS = ("prediction", "scores", "target", "step", "source")
-"""Fields of a model's output records, beside those that `Model.carry` names."""
+"""Fields of a model's output records, beside those that ``carry`` names."""
 
 LOSS_TASKS: dict[str, Task] = {
     "binary_cross_entropy": "binary",
@@ -50,14 +47,8 @@ DEFAULT_LOSSES: dict[Task, str] = {
 }
 
 
-class Model(Operator):
-    """Predicts every record the moment it arrives, then learns from it, and passes on predictions.
-
-    An output record holds ``prediction`` (a number, a list of numbers, or a class label),
-    ``scores`` of classifiers (probabilities in class order), ``target`` where it was known,
-    ``step`` (updates the first stage had made before), ``source`` (position of the input
-    record) and the fields named by ``carry``.
-    """
+class ModelOptions(Operator):
+    """Options of a model, and what they contradict in each other or follow from each other."""
 
     blocking: ClassVar[bool] = True
 
@@ -210,7 +201,7 @@ class Model(Operator):
         return declared
 
     @model_validator(mode="after")
-    def _check(self) -> Model:
+    def _check(self) -> ModelOptions:
         if problems := list(self._contradictions()):
             raise GraphError(problems)
         return self
@@ -367,15 +358,3 @@ class Model(Operator):
             return self.task
         name = self.loss_name
         return LOSS_TASKS.get(name) if name else None
-
-    def deep_problems(self, folder: Path, *, only_scalars: bool = False) -> Iterator[Problem]:
-        """Yield what is only found by building the network, on the meta device."""
-        from streamflow.models.deep import model_problems  # imports torch
-
-        return model_problems(self, folder, only_scalars=only_scalars)
-
-    def open(self, context: Context) -> AbstractContextManager[Processor]:
-        """Build the network and its pipeline, until the context is left."""
-        from streamflow.models.opening import open_model  # imports torch
-
-        return open_model(self, context)

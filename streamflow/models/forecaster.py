@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from streamflow.errors import SampleError
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.heads import Predicted, joined, one_tensor
 from streamflow.models.node import ModelNode
 from streamflow.models.reaction import Reaction
@@ -35,7 +35,7 @@ class Forecaster(ModelNode):
     """Predicts the target of the record that comes ``horizon`` later with the same key."""
 
     def __init__(
-        self, model: Model, pipeline: Pipeline, name: str, reaction: Reaction | None = None
+        self, model: ModelOptions, pipeline: Pipeline, name: str, reaction: Reaction | None = None
     ) -> None:
         super().__init__(model, pipeline, name, reaction)
         assert model.horizon is not None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import StreamflowError
-from streamflow.models.declaration import Model, Task
+from streamflow.models.declaration import ModelOptions, Task
 from streamflow.models.encoders import number_column, numbers
 from streamflow.models.targets import Targets
 from streamflow.records import MISSING
@@ -259,7 +259,7 @@ class ClassificationHead(ClassHead):
         return self._columns(outputs.exp() if self._is_logarithm else outputs.softmax(dim=1))
 
 
-def make_head(model: Model) -> Head:
+def make_head(model: ModelOptions) -> Head:
     """Return the head for a model's task."""
     task: Task | None = model.resolved_task
     if task == "classification":

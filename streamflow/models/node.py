@@ -11,7 +11,7 @@ from torch import Tensor
 from streamflow.contracts import Processed
 from streamflow.evaluation import Scorer, make_scorer
 from streamflow.evaluation.river import RiverScores
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.heads import ClassHead, Predicted, make_head
 from streamflow.models.imputation import Imputation
 from streamflow.models.portable import original, portable
@@ -28,7 +28,7 @@ class ModelNode(ABC):
     """Predicts, scores, learns; called from one worker thread at a time."""
 
     def __init__(
-        self, model: Model, pipeline: Pipeline, name: str, reaction: Reaction | None = None
+        self, model: ModelOptions, pipeline: Pipeline, name: str, reaction: Reaction | None = None
     ) -> None:
         self._name = name
         self._model = model

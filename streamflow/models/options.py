@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.network import build_loss, build_optimizer, build_scheduler
 
 
-def pipeline_options(model: Model, folder: Path) -> dict[str, Any]:
+def pipeline_options(model: ModelOptions, folder: Path) -> dict[str, Any]:
     """Return what a `Pipeline` takes beside the network.
 
     Raises:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from streamflow.bench.learners import Job, Learner, open_learner
 from streamflow.bench.samples import Waiting
 from streamflow.bench.ways import Way
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from tests.bench.networks import Recurrent
 
 LOOP = Way("loop-1", "loop", is_compiled=False)
