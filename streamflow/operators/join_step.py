@@ -11,8 +11,8 @@ from typing import Any, TypeAlias, TypeVar
 from streamflow.contracts import Processed
 from streamflow.nodes.durations import milliseconds
 from streamflow.operators.join_options import JoinOptions
-from streamflow.operators.step import absent, size_of
-from streamflow.operators.watermarks import WatermarkStep
+from streamflow.operators.step import absent, size_of, without_fields
+from streamflow.operators.watermarks import Clocked, WatermarkStep
 from streamflow.records import (
     Batch,
     Headers,
@@ -52,11 +52,9 @@ class Right:
 
 
 @dataclass(slots=True)
-class Sides:
+class Sides(Clocked):
     """What is remembered of a key, each side in the order of time."""
 
-    newest_ms: int
-    look_ms: int
     left: list[Left] = field(default_factory=list)
     right: list[Right] = field(default_factory=list)
 
@@ -145,7 +143,7 @@ class JoinStep(WatermarkStep[Sides]):
         causes: dict[int, str] = {}
         for index, row in enumerate(rows):
             if not isinstance(row, Mapping):
-                causes[index] = f"expected fields, found a {type(row).__name__} without"
+                causes[index] = without_fields(row)
                 continue
             for name in self._join.fields or () if is_right[index] else ():
                 if name not in row:

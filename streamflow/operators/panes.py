@@ -21,6 +21,7 @@ from typing import Any
 
 from streamflow.nodes.durations import milliseconds
 from streamflow.operators.aggregates import Aggregate
+from streamflow.operators.watermarks import Clocked
 from streamflow.operators.window_options import WindowOptions
 from streamflow.records import Partition
 
@@ -49,17 +50,9 @@ class Pane:
 
 
 @dataclass(slots=True)
-class Panes:
-    """The windows of a key.
+class Panes(Clocked):
+    """The windows of a key, by their start."""
 
-    Attributes:
-        newest_ms: Time of its newest record.
-        look_ms: When they must be looked at, whether or not there are more records of the key.
-        panes: The windows by their start.
-    """
-
-    newest_ms: int
-    look_ms: int
     panes: dict[int, Pane]
 
 
