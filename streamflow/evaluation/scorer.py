@@ -22,7 +22,7 @@ from streamflow.evaluation.classification import Classification
 from streamflow.evaluation.measure import AVERAGED, ROWS, Measure, Metrics, Norm, plain
 from streamflow.evaluation.moments import Floats, running_sums
 from streamflow.evaluation.regression import Regression
-from streamflow.evaluation.window import Series, Window
+from streamflow.evaluation.window import ScoreWindow, Series
 
 CHUNK = 1024
 """How many samples are scored at a time."""
@@ -73,7 +73,7 @@ class Scorer:
         self._scored = 0
         self._sums: Floats = np.zeros(AVERAGED)
         self._norm = measure.norm()
-        self._window = Window(window, CHUNK)
+        self._window = ScoreWindow(window, CHUNK)
         self._series = Series()
         self._last: list[float] | None = None
         self._last_of: dict[Hashable, list[float]] = {}
