@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from streamflow.bench.learners import Job
-from streamflow.bench.processes import WayError, Worker, fork_server
+from streamflow.bench.contestants import WayJob
+from streamflow.bench.processes import WayProcess, fork_server
 from streamflow.bench.results import Result, Row
 from streamflow.bench.samples import Waiting, draw
 from streamflow.bench.ways import all_ways, chosen
-from streamflow.bench.worker import told
+from streamflow.bench.worker import WayError, told
 from streamflow.errors import OptionError, PartitionError
 from streamflow.models.model import Model
 from streamflow.models.network import build_network
@@ -81,8 +81,13 @@ def bench_model(model: Model, folder: Path, settings: Settings, progress: Progre
     rows = [Row(way) for way in ways]
     cuts = _Cuts(network, model, folder, waiting)
     with tempfile.TemporaryDirectory(prefix="streamflow-bench-") as logs, ExitStack() as stack:
-        field = _Field(model, folder, waiting, Path(logs), stack)
-        contest = _Contest(field, rows, settings, progress)
+        context = fork_server()
+
+        def start(row: Row) -> WayProcess:
+            job = WayJob(model, folder, row.way, row.num_threads, row.cuts, waiting)
+            return stack.enter_context(WayProcess(context, job, Path(logs)))
+
+        contest = _Contest(start, rows, settings, progress)
         contest.prepare_loops(num_cores)
         contest.prepare_pipelines(cuts)
         contest.run()
@@ -120,21 +125,6 @@ def _count_layers(network: nn.Module, model: Model) -> int | None:
         return len(layer_names(network, state=model.state))
     except PartitionError:
         return None
-
-
-class _Field:
-    """Starts the process of a way; ``stack`` ends it."""
-
-    def __init__(
-        self, model: Model, folder: Path, waiting: Waiting, logs: Path, stack: ExitStack
-    ) -> None:
-        self._model, self._folder, self._waiting = model, folder, waiting
-        self._logs, self._stack = logs, stack
-        self._context = fork_server()
-
-    def start(self, row: Row) -> Worker:
-        job = Job(self._model, self._folder, row.way, row.num_threads, row.cuts, self._waiting)
-        return self._stack.enter_context(Worker(self._context, job, self._logs))
 
 
 class _Cuts:
@@ -182,11 +172,15 @@ class _Contest:
     """
 
     def __init__(
-        self, field: _Field, rows: Sequence[Row], settings: Settings, progress: Progress
+        self,
+        start: Callable[[Row], WayProcess],
+        rows: Sequence[Row],
+        settings: Settings,
+        progress: Progress,
     ) -> None:
-        self._field, self._rows = field, rows
+        self._start_process, self._rows = start, rows
         self._rounds, self._seconds = settings.rounds, settings.seconds
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, WayProcess] = {}
         self._progress, self._done = progress, 0
         self._num_threads = 1
         self.count = _SAMPLES_PER_CALL
@@ -223,8 +217,8 @@ class _Contest:
                         worker = self._workers[row.way.name]
                         row.rounds.append(worker.measure(self.count, seconds=self._seconds))
 
-    def _start(self, row: Row) -> Worker:
-        worker = self._workers[row.way.name] = self._field.start(row)
+    def _start(self, row: Row) -> WayProcess:
+        worker = self._workers[row.way.name] = self._start_process(row)
         return worker
 
     @contextmanager
