@@ -300,15 +300,12 @@ class ModelOptions(Operator):
     def _drift_contradictions(self) -> Iterator[Problem]:
         if self.on_drift == "report":
             return
+        both = "remove one of them"
         wanted = {
             "a detector in drift": (self.drift is not None, "none", "name one, such as ADWIN"),
-            "learn: true": (self.learn, "learn: false", "remove one of them"),
-            "no horizon": (not self.horizon, "one", "remove one of them"),
-            "no scheduler, which sets the rates itself": (
-                self.scheduler is None,
-                "one",
-                "remove one of them",
-            ),
+            "learn: true": (self.learn, "learn: false", both),
+            "no horizon": (not self.horizon, "one", both),
+            "no scheduler, which sets the rates itself": (not self.scheduler, "one", both),
             "compile: auto or false": (self.compile is not True, "true", "remove it"),
         }
         for what, (is_met, found, cure) in wanted.items():
@@ -328,15 +325,9 @@ class ModelOptions(Operator):
         named = (self.features,) if isinstance(self.features, str) else self.features
         return tuple(Feature(field=one) if isinstance(one, str) else one for one in named)
 
-    @property
-    def imputes(self) -> bool:
-        """Whether the mean stands in for some feature."""
-        return any((feature.nan or self.nan) == "impute" for feature in self.resolved_features)
-
-    @property
-    def skips(self) -> bool:
-        """Whether records that lack some feature are left out."""
-        return any((feature.nan or self.nan) == "skip" for feature in self.resolved_features)
+    def has_gaps(self, gaps: Gaps) -> bool:
+        """Return whether this becomes of a record that lacks some feature."""
+        return any((feature.nan or self.nan) == gaps for feature in self.resolved_features)
 
     @property
     def loss_name(self) -> str | None:

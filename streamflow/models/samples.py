@@ -43,11 +43,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def without(self, place: int) -> Samples:
-        """Return all samples but one."""
-        kept = [index for index in range(len(self)) if index != place]
-        return self.select(kept)
-
     def select(self, kept: Sequence[int]) -> Samples:
         """Return the samples at the places ``kept``."""
         return Samples(
