@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeAlias
 
 import anyio.lowlevel
@@ -50,12 +50,9 @@ class Comparison(Sink):
         """What was counted after a checkpoint is not counted twice."""
         return True
 
-    def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
-        """Give what compares."""
-        return self._opened(context)
-
     @asynccontextmanager
-    async def _opened(self, context: Context) -> AsyncIterator[Writer]:
+    async def open(self, context: Context) -> AsyncIterator[Writer]:
+        """Give what compares."""
         writer = ComparisonWriter(self)
         if context.resume is not None and "pairs" in (context.resume.mark or {}):
             writer.restore(context.resume.mark or {})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streamflow.evaluation.measure import ROWS, Metrics, plain
+from streamflow.evaluation.measure import ROWS
 from streamflow.evaluation.moments import Floats, Moments
 
 
@@ -30,7 +30,11 @@ class Regression:
         self._moments = Moments()
 
     def encode(self, values: Sequence[Any]) -> Floats:
-        """Return numbers, or flattened arrays, not a number for none."""
+        """Return numbers, or flattened arrays (N, D), not a number for none.
+
+        Raises:
+            ValueError: A value is no number or array of numbers, or not as large as the others.
+        """
         is_known = [value is not None for value in values]
         if all(is_known):
             return _flattened(values)
@@ -55,14 +59,10 @@ class Regression:
         """Return the spread of no targets yet."""
         return TargetSpread()
 
-    def metrics(self, means: Floats, norm_R: Floats) -> list[Metrics]:
+    def metrics(self, means: Floats, norm_R: Floats) -> dict[str, Floats]:
         """Return mean absolute error, root mean squared error and R² of each row."""
         mae_R, mse_R = means[:ROWS], means[ROWS:]
-        r2_R = 1 - mse_R / norm_R
-        return [
-            {"mae": plain(mae), "rmse": plain(rmse), "r2": plain(r2)}
-            for mae, rmse, r2 in zip(mae_R, np.sqrt(mse_R), r2_R, strict=True)
-        ]
+        return {"mae": mae_R, "rmse": np.sqrt(mse_R), "r2": 1 - mse_R / norm_R}
 
     def state(self) -> dict[str, Any]:
         """Return the statistics of the targets so far."""

@@ -252,7 +252,10 @@ class Scorer:
     def _metrics(self, sums: Floats, count: int, norm: Norm) -> dict[str, Metrics]:
         """Return the metrics by name by row, from sums over so many samples."""
         metrics = self._measure.metrics(np.divide(sums, count), norm.value())
-        return dict(zip(self._measure.rows, metrics, strict=True))
+        return {
+            row: {name: plain(metric_R[place]) for name, metric_R in metrics.items()}
+            for place, row in enumerate(self._measure.rows)
+        }
 
 
 def _pick(column: Sequence[Any] | None, indices: np.ndarray[Any, np.dtype[np.intp]]) -> Any:

@@ -210,7 +210,11 @@ class BinaryHead(ClassHead):
         self._is_logit = is_logit
 
     def fit(self, output: Tensor) -> None:
-        """Check that there is one output."""
+        """Check that there is one output.
+
+        Raises:
+            OutputError: There are more, or not two classes for it.
+        """
         super().fit(output)
         if output[0].numel() != 1:
             message = (
@@ -240,7 +244,11 @@ class ClassificationHead(ClassHead):
         self._is_logarithm = is_logarithm
 
     def fit(self, output: Tensor) -> None:
-        """Check that there is one output for each class."""
+        """Check that there is one output for each class.
+
+        Raises:
+            OutputError: There are fewer than two, or not as many as classes.
+        """
         super().fit(output)
         if output.dim() != 2 or output.shape[1] < 2:
             message = (

@@ -17,7 +17,12 @@ from streamflow.pipeline import Pipeline
 
 @contextmanager
 def open_model(model: ModelOptions, context: Context) -> Iterator[Processor]:
-    """Build a model's network and pipeline; leaving drains the gradients in flight."""
+    """Build a model's network and pipeline; leaving drains the gradients in flight.
+
+    Raises:
+        StreamflowError: Torch, or what the user names, does not give what is declared; or the file
+            of weights cannot be read, or is another network's.
+    """
     network = build_network(model, context.folder)
     if model.weights is not None:
         load_weights(network, context.folder / model.weights)

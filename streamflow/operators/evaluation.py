@@ -85,7 +85,11 @@ class Evaluation:
         return self.field(name)
 
     def field(self, name: str, default: Any = MISSING) -> Any:
-        """Return a field, or the default if there is one."""
+        """Return a field, or the default if there is one.
+
+        Raises:
+            MissingFieldError: There is neither.
+        """
         value = self._record[0]
         found = value.get(name, default) if isinstance(value, Mapping) else default
         if found is MISSING:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -72,7 +72,11 @@ class Map(FunctionOperator):
     type: Literal["map"] = "map"
 
     def open(self, context: Context) -> AbstractContextManager[MapStep]:
-        """Import the function."""
+        """Import the function.
+
+        Raises:
+            CallableError: It does not import.
+        """
         return nullcontext(MapStep(resolve(self.function, context.folder)))
 
 
@@ -105,7 +109,11 @@ class Filter(Operator):
             yield from _import_problems(self.function, folder)
 
     def open(self, context: Context) -> AbstractContextManager[FilterStep]:
-        """Import the function, if there is one."""
+        """Import the function, if there is one.
+
+        Raises:
+            CallableError: It does not import.
+        """
         if self.where is not None:
             return nullcontext(FilterStep(Evaluation(self.where), told))
         assert self.function is not None
@@ -127,7 +135,11 @@ class FlatMap(FunctionOperator):
     max_records: int = Field(10_000, ge=1, description="Records that one may become.")
 
     def open(self, context: Context) -> AbstractContextManager[FlatMapStep]:
-        """Import the function."""
+        """Import the function.
+
+        Raises:
+            CallableError: It does not import.
+        """
         function = resolve(self.function, context.folder)
         return nullcontext(FlatMapStep(function, self.max_records))
 
@@ -213,7 +225,8 @@ class FilterStep(FunctionStep):
 
     def process(self, batch: Batch) -> Processed:
         """Return the records that pass."""
-        passes, causes = each(lambda item: bool(self._function(item)), self._read(batch))
+        function = self._function
+        passes, causes = each(lambda item: bool(function(item)), self._read(batch))
         kept = [index for index, passing in passes.items() if passing]
         _, rejected = split_rejected(batch, causes)
         return Processed(batch.select(kept) if kept else None, rejected)
@@ -226,20 +239,8 @@ def _import_problems(function: Callable[..., Any] | str, folder: Path) -> Iterat
         yield Problem(("function",), str(error))
 
 
-class Remembering(Protocol):
-    """A function of the user's that goes on from a checkpoint."""
-
-    def state(self) -> dict[str, Any]:
-        """Return copies of what it remembers, as `streamflow.contracts.Processor.state` does."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
-        ...
-
-
-def _remembering(function: Any) -> Remembering | None:
-    """Return the function if it has both methods of its own.
+def _remembering(function: Any) -> Any:
+    """Return the function if it has both methods, ``state`` and ``restore``, of its own.
 
     A class that is called for each record has them for its instances, and remembers nothing itself.
     """
