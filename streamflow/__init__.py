@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamflow.errors import GraphError, Problem, StreamflowError
     from streamflow.graph.graph import Graph
-    from streamflow.models.declaration import Model
+    from streamflow.models.model import Model
     from streamflow.records import Batch, Record
 
 __all__ = ["Batch", "Graph", "GraphError", "Model", "Problem", "Record", "StreamflowError"]
@@ -17,7 +17,7 @@ _MODULES = {
     "Batch": "streamflow.records",
     "Graph": "streamflow.graph",
     "GraphError": "streamflow.errors",
-    "Model": "streamflow.models.declaration",
+    "Model": "streamflow.models.model",
     "Problem": "streamflow.errors",
     "Record": "streamflow.records",
     "StreamflowError": "streamflow.errors",

@@ -5,7 +5,7 @@ import pytest
 
 from streamflow.errors import GraphError, Problem
 from streamflow.graph import Graph, structure_problems
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes import Operator, Source
 from streamflow.operators.fields import Select, Standardize
 from streamflow.operators.functions import Filter, Map

@@ -1,4 +1,4 @@
-"""How long a learner takes: for samples that wait, and for one after the other by itself."""
+"""How long a contestant takes: for samples that wait, and for one after the other by itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import quantiles
 
 import torch
 
-from streamflow.bench.learners import Learner
+from streamflow.bench.contestants import Contestant
 from streamflow.bench.memory import peak_bytes
 
 # Part of a round that goes to single samples.
@@ -44,11 +44,11 @@ class Round:
     learning: str
 
 
-def settle(learner: Learner, count: int | None, *, most: int, seconds: float) -> int:
+def settle(contestant: Contestant, count: int | None, *, most: int, seconds: float) -> int:
     """Learn until everything is allocated, compiled and running.
 
     Args:
-        learner: What learns.
+        contestant: What learns.
         count: Samples of a call, None to find out how many do not take long.
         most: The most there may be.
         seconds: How long a round is to take.
@@ -57,12 +57,12 @@ def settle(learner: Learner, count: int | None, *, most: int, seconds: float) ->
         How many samples a call has.
     """
     if count is None:
-        learner.take(1)
-        count = power_below(seconds * _CALL / _seconds(learner, 1), most)
+        contestant.take(1)
+        count = power_below(seconds * _CALL / _seconds(contestant, 1), most)
     for _ in range(_SETTLING_CALLS):
-        learner.take(count)
-    learner.take(1)
-    learner.finish()
+        contestant.take(count)
+    contestant.take(1)
+    contestant.finish()
     return count
 
 
@@ -71,19 +71,19 @@ def power_below(wanted: float, most: int) -> int:
     return 1 << max(int(min(wanted, most)), 1).bit_length() - 1
 
 
-def measure(learner: Learner, count: int, *, seconds: float, memory: int) -> Round:
+def measure(contestant: Contestant, count: int, *, seconds: float, memory: int) -> Round:
     """Learn for about so many seconds, longer where the network is slow.
 
     Args:
-        learner: What learns, settled.
+        contestant: What learns, settled.
         count: Samples of a call.
         seconds: How long.
         memory: Peak of the process before the network was built, in bytes.
     """
-    learner.take(count)  # what ran before has taken the caches
-    learner.finish()
-    rate, num_samples = _rate(learner, count, seconds * (1 - _SINGLES))
-    singles = _singles(learner, seconds * _SINGLES)
+    contestant.take(count)  # what ran before has taken the caches
+    contestant.finish()
+    rate, num_samples = _rate(contestant, count, seconds * (1 - _SINGLES))
+    singles = _singles(contestant, seconds * _SINGLES)
     percentiles = quantiles(singles, n=100, method="inclusive")
     return Round(
         rate=rate,
@@ -92,32 +92,32 @@ def measure(learner: Learner, count: int, *, seconds: float, memory: int) -> Rou
         num_samples=num_samples,
         num_singles=len(singles),
         memory_bytes=peak_bytes() - memory,
-        learning=learner.learning,
+        learning=contestant.learning,
     )
 
 
-def _rate(learner: Learner, count: int, seconds: float) -> tuple[float, int]:
+def _rate(contestant: Contestant, count: int, seconds: float) -> tuple[float, int]:
     start, done = time.perf_counter(), 0
     while not done or time.perf_counter() - start < seconds:
-        learner.take(count)
+        contestant.take(count)
         done += count
-    learner.finish()
+    contestant.finish()
     _wait()
     return done / (time.perf_counter() - start), done
 
 
-def _singles(learner: Learner, seconds: float) -> list[float]:
+def _singles(contestant: Contestant, seconds: float) -> list[float]:
     start = time.perf_counter()
     found: list[float] = []
     while len(found) < _FEWEST_SINGLES or time.perf_counter() - start < seconds:
-        found.append(_seconds(learner, 1))
-    learner.finish()
+        found.append(_seconds(contestant, 1))
+    contestant.finish()
     return found
 
 
-def _seconds(learner: Learner, count: int) -> float:
+def _seconds(contestant: Contestant, count: int) -> float:
     start = time.perf_counter()
-    learner.take(count)
+    contestant.take(count)
     _wait()
     return time.perf_counter() - start
 

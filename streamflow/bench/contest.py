@@ -13,19 +13,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from streamflow.bench.learners import Job
-from streamflow.bench.processes import WayError, Worker, fork_server
+from streamflow.bench.contestants import WayJob
+from streamflow.bench.processes import WayProcess, fork_server
 from streamflow.bench.results import Result, Row
 from streamflow.bench.samples import Waiting, draw
 from streamflow.bench.ways import all_ways, chosen
-from streamflow.bench.worker import told
+from streamflow.bench.worker import WayError, told
 from streamflow.errors import OptionError, PartitionError
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
 from streamflow.pipeline import Pipeline
@@ -79,10 +80,15 @@ def bench_model(model: Model, folder: Path, settings: Settings, progress: Progre
     num_layers = _count_layers(network, model)
     ways = chosen(all_ways(num_cores, num_layers or 2), settings.ways)
     rows = [Row(way) for way in ways]
-    cuts = _Cuts(network, model, folder, waiting)
+    cuts = _cutter(network, model, folder, waiting)
     with tempfile.TemporaryDirectory(prefix="streamflow-bench-") as logs, ExitStack() as stack:
-        field = _Field(model, folder, waiting, Path(logs), stack)
-        contest = _Contest(field, rows, settings, progress)
+        context = fork_server()
+
+        def start(row: Row) -> WayProcess:
+            job = WayJob(model, folder, row.way, row.num_threads, row.cuts, waiting)
+            return stack.enter_context(WayProcess(context, job, Path(logs)))
+
+        contest = _Contest(start, rows, settings, progress)
         contest.prepare_loops(num_cores)
         contest.prepare_pipelines(cuts)
         contest.run()
@@ -122,56 +128,33 @@ def _count_layers(network: nn.Module, model: Model) -> int | None:
         return None
 
 
-class _Field:
-    """Starts the process of a way; ``stack`` ends it."""
+def _cutter(
+    network: nn.Module, model: Model, folder: Path, waiting: Waiting
+) -> Callable[[int], tuple[str, ...]]:
+    """Return what names the modules to cut before, for so many stages.
 
-    def __init__(
-        self, model: Model, folder: Path, waiting: Waiting, logs: Path, stack: ExitStack
-    ) -> None:
-        self._model, self._folder, self._waiting = model, folder, waiting
-        self._logs, self._stack = logs, stack
-        self._context = fork_server()
-
-    def start(self, row: Row) -> Worker:
-        job = Job(self._model, self._folder, row.way, row.num_threads, row.cuts, self._waiting)
-        return self._stack.enter_context(Worker(self._context, job, self._logs))
-
-
-class _Cuts:
-    """Finds where the network is cut, once for all ways with so many stages.
-
-    That is where the declaration names the cuts, and else where the slowest stage is fastest.
+    That is where the declaration names the cuts, and else where the slowest stage is fastest,
+    measured once for all ways with so many stages. It raises `WayError` if the network cannot be
+    cut so.
     """
+    options = pipeline_options(model, folder) | {"rate": None, "executor": "inline"}
+    sample = torch.from_numpy(waiting.inputs[:1])
+    target = None if waiting.targets is None else torch.from_numpy(waiting.targets[:1])
+    named = model.stages if isinstance(model.stages, tuple) else ()
 
-    def __init__(self, network: nn.Module, model: Model, folder: Path, waiting: Waiting) -> None:
-        self._network = network
-        self._options = pipeline_options(model, folder) | {"rate": None, "executor": "inline"}
-        self._sample = torch.from_numpy(waiting.inputs[:1])
-        targets = waiting.targets
-        self._target = None if targets is None else torch.from_numpy(targets[:1])
-        self._found: dict[int, tuple[str, ...] | Exception] = {1: ()}
-        if isinstance(model.stages, tuple):
-            self._found[len(model.stages) + 1] = model.stages
-
-    def into(self, num_stages: int) -> tuple[str, ...]:
-        """Return the names of the modules to cut before.
-
-        Raises:
-            WayError: The network cannot be cut so.
-        """
-        if num_stages not in self._found:
-            self._found[num_stages] = self._measure(num_stages)
-        found = self._found[num_stages]
-        if isinstance(found, Exception):
-            raise WayError(told(found))
-        return found
-
-    def _measure(self, num_stages: int) -> tuple[str, ...] | Exception:
+    @cache
+    def cuts(num_stages: int) -> tuple[str, ...]:
+        if num_stages == 1:
+            return ()
+        if num_stages == len(named) + 1:
+            return named
         try:
-            with Pipeline(self._network, **self._options | {"stages": num_stages}) as pipeline:
-                return tuple(pipeline.plan(self._sample, self._target).cuts)
+            with Pipeline(network, **options | {"stages": num_stages}) as pipeline:
+                return tuple(pipeline.plan(sample, target).cuts)
         except Exception as error:  # a network may fail in any way
-            return error
+            raise WayError(told(error)) from error
+
+    return cuts
 
 
 class _Contest:
@@ -182,11 +165,15 @@ class _Contest:
     """
 
     def __init__(
-        self, field: _Field, rows: Sequence[Row], settings: Settings, progress: Progress
+        self,
+        start: Callable[[Row], WayProcess],
+        rows: Sequence[Row],
+        settings: Settings,
+        progress: Progress,
     ) -> None:
-        self._field, self._rows = field, rows
+        self._start_process, self._rows = start, rows
         self._rounds, self._seconds = settings.rounds, settings.seconds
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, WayProcess] = {}
         self._progress, self._done = progress, 0
         self._num_threads = 1
         self.count = _SAMPLES_PER_CALL
@@ -204,14 +191,14 @@ class _Contest:
                 rates[row.num_threads] = worker.measure(count, seconds=self._seconds).rate
         self._num_threads = 1 if rates[1] > rates[num_cores] * _CLEARLY else num_cores
 
-    def prepare_pipelines(self, cuts: _Cuts) -> None:
+    def prepare_pipelines(self, cuts: Callable[[int], tuple[str, ...]]) -> None:
         """Get the pipelines ready."""
         for row in self._rows:
             if row.way.is_loop:
                 continue
             row.num_threads = row.way.threads(self._num_threads)
             with self._step(row, "preparing"):
-                row.cuts = cuts.into(row.way.num_stages)
+                row.cuts = cuts(row.way.num_stages)
                 self._start(row).settle(self.count, seconds=self._seconds)
 
     def run(self) -> None:
@@ -223,8 +210,8 @@ class _Contest:
                         worker = self._workers[row.way.name]
                         row.rounds.append(worker.measure(self.count, seconds=self._seconds))
 
-    def _start(self, row: Row) -> Worker:
-        worker = self._workers[row.way.name] = self._field.start(row)
+    def _start(self, row: Row) -> WayProcess:
+        worker = self._workers[row.way.name] = self._start_process(row)
         return worker
 
     @contextmanager

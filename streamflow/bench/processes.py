@@ -10,15 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from streamflow.bench.clock import Round
-from streamflow.bench.learners import Job
-from streamflow.bench.worker import Failure, Request, serve
-from streamflow.errors import StreamflowError
+from streamflow.bench.contestants import WayJob
+from streamflow.bench.worker import WayError, serve
 
 _END_SECONDS = 5.0
-
-
-class WayError(StreamflowError, RuntimeError):
-    """A way cannot be measured, or its process has ended; the message says why."""
 
 
 def fork_server() -> BaseContext:
@@ -32,7 +27,7 @@ def fork_server() -> BaseContext:
     return context
 
 
-class Worker:
+class WayProcess:
     """The process of one way; a context manager that ends it.
 
     Args:
@@ -41,7 +36,7 @@ class Worker:
         folder: Holds a file of what it prints.
     """
 
-    def __init__(self, context: BaseContext, job: Job, folder: Path) -> None:
+    def __init__(self, context: BaseContext, job: WayJob, folder: Path) -> None:
         self._log = folder / f"{job.way.name}.log"
         self._connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(  # type: ignore[attr-defined]
@@ -69,7 +64,7 @@ class Worker:
         Raises:
             WayError: It cannot be measured.
         """
-        found: int = self._ask(Request(seconds, count))
+        found: int = self._ask(count, seconds)
         return found
 
     def measure(self, count: int, *, seconds: float) -> Round:
@@ -78,17 +73,17 @@ class Worker:
         Raises:
             WayError: It cannot be measured.
         """
-        found: Round = self._ask(Request(seconds, count))
+        found: Round = self._ask(count, seconds)
         return found
 
-    def _ask(self, request: Request) -> Any:
+    def _ask(self, count: int | None, seconds: float) -> Any:
         try:
-            self._connection.send(request)
+            self._connection.send((count, seconds))
             answer = self._connection.recv()
         except (EOFError, OSError):
             raise WayError(self._end()) from None
-        if isinstance(answer, Failure):
-            raise WayError(answer.reason)
+        if isinstance(answer, WayError):
+            raise answer
         return answer
 
     def _end(self) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from streamflow.models.declaration import Model
 from streamflow.models.heads import ClassHead, Head
+from streamflow.models.model import Model
 from streamflow.models.shapes import fitted_head, random_inputs
 
 Array = np.ndarray[Any, Any]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from streamflow.bench.clock import measure, settle
-from streamflow.bench.learners import Job, open_learner
+from streamflow.bench.contestants import WayJob, open_contestant
 from streamflow.bench.memory import peak_bytes
 from streamflow.errors import StreamflowError
 
@@ -28,31 +27,17 @@ from streamflow.errors import StreamflowError
 torch.optim.SGD([nn.Parameter(torch.zeros(1))]).zero_grad()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to do next.
-
-    Attributes:
-        seconds: How long to learn.
-        count: Samples of a call; None, before the first round, to find out.
-    """
-
-    seconds: float
-    count: int | None = None
+class WayError(StreamflowError, RuntimeError):
+    """A way cannot be measured, or its process has ended; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a way cannot be measured."""
-
-    reason: str
-
-
-def serve(connection: Connection, job: Job, log: Path) -> None:
+def serve(connection: Connection, job: WayJob, log: Path) -> None:
     """Answer requests until there are no more.
 
-    The first request has the way built and settled, and is answered by the number of samples that
-    a call has; each later one is answered by a `Round`. A `Failure` is the last answer.
+    A request tells how many samples a call has, and for how many seconds to learn. The first one
+    has the way built and settled, and is answered by the number of samples that a call has, which
+    it need not know itself; each later one is answered by a `Round`. A `WayError` is the last
+    answer.
 
     Args:
         connection: Brings the requests.
@@ -68,20 +53,18 @@ def serve(connection: Connection, job: Job, log: Path) -> None:
     except EOFError:
         pass
     except Exception as error:  # a network may fail in any way
-        connection.send(Failure(told(error)))
+        connection.send(WayError(told(error)))
 
 
-def _answer(connection: Connection, job: Job) -> None:
+def _answer(connection: Connection, job: WayJob) -> None:
     _warm_up()
     memory = peak_bytes()
-    with open_learner(job) as learner:
-        first: Request = connection.recv()
-        most = len(job.waiting)
-        connection.send(settle(learner, first.count, most=most, seconds=first.seconds))
+    with open_contestant(job) as contestant:
+        count, seconds = connection.recv()
+        connection.send(settle(contestant, count, most=len(job.waiting), seconds=seconds))
         while True:
-            request: Request = connection.recv()
-            assert request.count is not None
-            connection.send(measure(learner, request.count, seconds=request.seconds, memory=memory))
+            count, seconds = connection.recv()
+            connection.send(measure(contestant, count, seconds=seconds, memory=memory))
 
 
 def told(error: BaseException) -> str:

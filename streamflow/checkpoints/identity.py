@@ -36,7 +36,7 @@ from pydantic_core import PydanticSerializationError
 from streamflow.checkpoints.names import name_of, unbound
 from streamflow.errors import Problem
 from streamflow.graph.graph import SECTIONS, Graph
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes.declarations import Node
 from streamflow.nodes.problems import secret_options
 

@@ -24,7 +24,8 @@ from streamflow.cli.checking import read_or_explain
 from streamflow.cli.planning import ArgumentError, chosen_models, parsed_shape
 from streamflow.errors import StreamflowError, suggestion
 from streamflow.graph.graph import Graph
-from streamflow.models.declaration import LOSS_TASKS, Model
+from streamflow.models.declaration import LOSS_TASKS
+from streamflow.models.model import Model
 from streamflow.models.shapes import ShapeError
 from streamflow.observe.chart import bar_chart, require_pictures
 

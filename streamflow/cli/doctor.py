@@ -24,7 +24,7 @@ from streamflow.cli.toolchain import compilation, extensions
 from streamflow.config.catalog import entries
 from streamflow.errors import Problem
 from streamflow.graph.graph import Graph
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 
 CONNECT_SECONDS = 3.0
 

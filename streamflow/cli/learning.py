@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from streamflow.bench.samples import Waiting, draw
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
 from streamflow.pipeline import Pipeline

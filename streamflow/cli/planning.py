@@ -10,7 +10,7 @@ from pathlib import Path
 from streamflow.cli import exit_codes
 from streamflow.errors import StreamflowError, suggestion
 from streamflow.graph.graph import Graph
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
 from streamflow.models.shapes import ShapeError, fitted_head, random_inputs

@@ -18,8 +18,8 @@ from streamflow.codecs.cells import read_cell
 from streamflow.config.schema import SCHEMA_LINE, write_schema
 from streamflow.errors import GraphError, StreamflowError, suggestion
 from streamflow.graph.graph import Graph
-from streamflow.models.declaration import Model
 from streamflow.models.feature import Feature, Gaps
+from streamflow.models.model import Model
 from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, load
 
 MOST_ROWS = 100_000

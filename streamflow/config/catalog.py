@@ -10,8 +10,8 @@ from typing import Any
 
 from streamflow.config.schema import GROUPS
 from streamflow.graph.graph import Checkpoints, FailureBudget, Settings
-from streamflow.models.declaration import Model
 from streamflow.models.feature import Feature
+from streamflow.models.model import Model
 from streamflow.nodes.declarations import Buffer, Declaration, Receiver
 from streamflow.nodes.plugins import FORMATS, missing_packages, registered
 from streamflow.nodes.problems import secret_options

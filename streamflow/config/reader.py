@@ -12,7 +12,7 @@ from streamflow.config.overrides import override
 from streamflow.config.tree import compose
 from streamflow.errors import GraphError, Place, Problem, suggestion
 from streamflow.graph.graph import SECTIONS, Graph, Outputs, Settings, structure_problems
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes.declarations import Node, Operator, Sink, Source
 from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, missing_packages, registered
 from streamflow.nodes.problems import kind, secret_options

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from streamflow.codecs.formats import Format
 from streamflow.graph.graph import SECTIONS, Graph, Settings
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes.declarations import Declaration
 from streamflow.nodes.plugins import FORMATS, OPERATORS, SINKS, SOURCES, registered
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streamflow.evaluation.measure import ROWS, Metrics, plain
+from streamflow.evaluation.measure import ROWS
 from streamflow.evaluation.moments import Floats
 
 SMALLEST = 1e-15
@@ -31,6 +31,9 @@ class Classification:
 
     Args:
         classes: The labels, in the order of probabilities.
+
+    Raises:
+        ValueError: There are fewer than two.
     """
 
     rows = ("model", "no_change", "majority")
@@ -47,7 +50,11 @@ class Classification:
         self._repeats = 0
 
     def encode(self, values: Sequence[Any]) -> Floats:
-        """Return the places of labels among the classes, not a number for none."""
+        """Return the places of labels among the classes (N, 1), not a number for none.
+
+        Raises:
+            ValueError: A label is none of the classes.
+        """
         labels = values.tolist() if isinstance(values, np.ndarray) else values
         try:
             return np.array(
@@ -75,14 +82,11 @@ class Classification:
         """Return the agreement by chance of no samples yet."""
         return Chance(len(self._counts))
 
-    def metrics(self, means: Floats, norm_R: Floats) -> list[Metrics]:
+    def metrics(self, means: Floats, norm_R: Floats) -> dict[str, Floats]:
         """Return accuracy, kappa and log loss of each row."""
         accuracy_R, log_loss_R = means[:ROWS], means[ROWS:]
         kappa_R = (accuracy_R - norm_R) / (1 - norm_R)
-        return [
-            {"accuracy": plain(accuracy), "kappa": plain(kappa), "log_loss": plain(log_loss)}
-            for accuracy, kappa, log_loss in zip(accuracy_R, kappa_R, log_loss_R, strict=True)
-        ]
+        return {"accuracy": accuracy_R, "kappa": kappa_R, "log_loss": log_loss_R}
 
     def state(self) -> dict[str, Any]:
         """Return how often each class came, and how the baselines did."""

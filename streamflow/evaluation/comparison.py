@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeAlias
 
 import anyio.lowlevel
@@ -50,12 +50,9 @@ class Comparison(Sink):
         """What was counted after a checkpoint is not counted twice."""
         return True
 
-    def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
-        """Give what compares."""
-        return self._opened(context)
-
     @asynccontextmanager
-    async def _opened(self, context: Context) -> AsyncIterator[Writer]:
+    async def open(self, context: Context) -> AsyncIterator[Writer]:
+        """Give what compares."""
         writer = ComparisonWriter(self)
         if context.resume is not None and "pairs" in (context.resume.mark or {}):
             writer.restore(context.resume.mark or {})
@@ -148,7 +145,7 @@ class ComparisonWriter:
         is_significant = bool(tests) and max(tests.values()) <= self._level
         better = min(zip(means, names, strict=True))[1] if means[0] != means[1] else None
         comparison = {
-            "loss": self._loss or ("mistake" if self._is_classifier else "squared"),
+            "loss": self._compared(),
             "compared": self._pairs.count,
             "means": dict(zip(names, means, strict=True)) if self._pairs.count else {},
             "better": better if self._pairs.count else None,
@@ -166,8 +163,11 @@ class ComparisonWriter:
         exact = self._pairs.mcnemar()
         if found is None or exact is None:
             return {}
-        is_mistakes = self._loss == "mistake" or (self._loss is None and self._is_classifier)
-        return {"Diebold-Mariano": found[0], **({"McNemar": exact} if is_mistakes else {})}
+        mistakes = {"McNemar": exact} if self._compared() == "mistake" else {}
+        return {"Diebold-Mariano": found[0], **mistakes}
+
+    def _compared(self) -> Loss:
+        return self._loss or ("mistake" if self._is_classifier else "squared")
 
     def _check_model(self, model: Any) -> None:
         if not isinstance(model, str):

@@ -75,8 +75,8 @@ class Measure(Protocol):
         """Return a norm that has seen nothing yet."""
         ...
 
-    def metrics(self, means: Floats, norm_R: Floats) -> list[Metrics]:
-        """Return each row's metrics, from the means of the two blocks, (2R,)."""
+    def metrics(self, means: Floats, norm_R: Floats) -> dict[str, Floats]:
+        """Return the metrics by name, each (R,), from the means of the two blocks, (2R,)."""
         ...
 
     def state(self) -> dict[str, Any]:

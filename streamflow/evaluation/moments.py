@@ -19,9 +19,12 @@ class Moments:
     changes has exactly its value as mean and exactly zero as variance.
 
     Shapes: N rows, F columns.
+
+    Args:
+        width: How many columns there are; of no matter before there is a row.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int = 1) -> None:
         self.count = 0
         self._origin_F: Floats = np.zeros(width)
         self._sum_F: Floats = np.zeros(width)
@@ -30,7 +33,7 @@ class Moments:
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Moments:
         """Return moments that go on where those were whose `state` this is."""
-        moments = cls(0)
+        moments = cls()
         moments.count = state["count"]
         moments._origin_F = np.array(state["origin"])
         moments._sum_F = np.array(state["sum"])
@@ -68,6 +71,7 @@ class Moments:
             return rows_NF, rows_NF
         if not self.count:
             self._origin_F = rows_NF[0].copy()
+            self._sum_F, self._squares_F = np.zeros((2, rows_NF.shape[1]))
         counts_N1 = (self.count + np.arange(len(rows_NF), dtype=np.float64))[:, None]
         divisors_N1 = np.maximum(counts_N1, 1)
         sums_NF = running_sums(self._sum_F, rows_NF - self._origin_F)

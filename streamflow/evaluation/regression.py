@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streamflow.evaluation.measure import ROWS, Metrics, plain
+from streamflow.evaluation.measure import ROWS
 from streamflow.evaluation.moments import Floats, Moments
 
 
@@ -27,10 +27,14 @@ class Regression:
     headline = "mae"
 
     def __init__(self) -> None:
-        self._moments: Moments | None = None
+        self._moments = Moments()
 
     def encode(self, values: Sequence[Any]) -> Floats:
-        """Return numbers, or flattened arrays, not a number for none."""
+        """Return numbers, or flattened arrays (N, D), not a number for none.
+
+        Raises:
+            ValueError: A value is no number or array of numbers, or not as large as the others.
+        """
         is_known = [value is not None for value in values]
         if all(is_known):
             return _flattened(values)
@@ -45,35 +49,29 @@ class Regression:
         self, targets_ND: Floats, predictions_ND: Floats, previous_ND: Floats, scores: Any
     ) -> Floats:
         """Score samples, then learn their mean."""
-        if self._moments is None:
-            self._moments = Moments(targets_ND.shape[1])
         mean_ND, _ = self._moments.absorb(targets_ND)
         errors_RND = np.stack([predictions_ND, previous_ND, mean_ND]) - targets_ND
         absolute_RN = np.abs(errors_RND).mean(axis=2)
         squared_RN = (errors_RND * errors_RND).mean(axis=2)
         return np.concatenate([absolute_RN, squared_RN, targets_ND.T])
 
-    def norm(self) -> Spread:
+    def norm(self) -> TargetSpread:
         """Return the spread of no targets yet."""
-        return Spread()
+        return TargetSpread()
 
-    def metrics(self, means: Floats, norm_R: Floats) -> list[Metrics]:
+    def metrics(self, means: Floats, norm_R: Floats) -> dict[str, Floats]:
         """Return mean absolute error, root mean squared error and R² of each row."""
         mae_R, mse_R = means[:ROWS], means[ROWS:]
-        r2_R = 1 - mse_R / norm_R
-        return [
-            {"mae": plain(mae), "rmse": plain(rmse), "r2": plain(r2)}
-            for mae, rmse, r2 in zip(mae_R, np.sqrt(mse_R), r2_R, strict=True)
-        ]
+        return {"mae": mae_R, "rmse": np.sqrt(mse_R), "r2": 1 - mse_R / norm_R}
 
     def state(self) -> dict[str, Any]:
         """Return the statistics of the targets so far."""
-        return {"moments": None if self._moments is None else self._moments.state()}
+        return {"moments": self._moments.state() if self._moments.count else None}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over the statistics."""
         moments = state["moments"]
-        self._moments = None if moments is None else Moments.restored(moments)
+        self._moments = Moments() if moments is None else Moments.restored(moments)
 
 
 def _flattened(values: Sequence[Any]) -> Floats:
@@ -83,28 +81,25 @@ def _flattened(values: Sequence[Any]) -> Floats:
         return np.array([np.ravel(value) for value in values], dtype=np.float64)
 
 
-class Spread:
+class TargetSpread:
     """The squared error of the best constant: the variance of the targets."""
 
     def __init__(self) -> None:
-        self._moments: Moments | None = None
+        self._moments = Moments()
 
     def absorb(self, lower_MN: Floats) -> None:
         """Take targets in."""
-        if self._moments is None:
-            self._moments = Moments(len(lower_MN))
         self._moments.absorb(lower_MN.T)
 
     def value(self) -> Floats:
         """Return the variance, the same for each row, (R,)."""
-        variance_D = np.zeros(1) if self._moments is None else self._moments.variance_F
-        return np.full(ROWS, variance_D.mean())
+        return np.full(ROWS, self._moments.variance_F.mean())
 
     def state(self) -> dict[str, Any]:
         """Return the statistics of the targets scored."""
-        return {"moments": None if self._moments is None else self._moments.state()}
+        return {"moments": self._moments.state() if self._moments.count else None}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over the statistics."""
         moments = state["moments"]
-        self._moments = None if moments is None else Moments.restored(moments)
+        self._moments = Moments() if moments is None else Moments.restored(moments)

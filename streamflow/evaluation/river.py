@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from inspect import isclass, ismethod
 from threading import Lock
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,6 +44,9 @@ class RiverScores:
         metrics: As declared.
         drift: Likewise, if there is a detector.
 
+    Attributes:
+        num_drifts: How many drifts were found.
+
     Raises:
         GraphError: River has no such metric or detector, or it does not fit the task.
     """
@@ -62,13 +66,8 @@ class RiverScores:
             for place, declared in enumerate(metrics)
         }
         self._drift = None if drift is None else (_key(drift), _build_detector(drift, task))
-        self._scored = self._num_drifts = 0
+        self._scored = self.num_drifts = 0
         self._drifts: list[int] = []
-
-    @property
-    def num_drifts(self) -> int:
-        """How many drifts were found."""
-        return self._num_drifts
 
     def update(self, predictions: Iterable[Any], targets: Iterable[Any], scores: Any) -> None:
         """Take predictions in whose target is known, in the order of the stream.
@@ -92,7 +91,7 @@ class RiverScores:
                 at = list(self._drifts)
                 report["drift"] = {
                     "detector": self._drift[0],
-                    "found": self._num_drifts,
+                    "found": self.num_drifts,
                     "at": at,
                 }
             return report
@@ -104,7 +103,7 @@ class RiverScores:
                 "metrics": {name: tree_of(metric) for name, metric in self._metrics.items()},
                 "drift": None if self._drift is None else [self._drift[0], tree_of(self._drift[1])],
                 "scored": self._scored,
-                "found": self._num_drifts,
+                "found": self.num_drifts,
                 "at": list(self._drifts),
             }
 
@@ -116,7 +115,7 @@ class RiverScores:
         self._scored = state["scored"]
         if self._drift is not None and state["drift"] and state["drift"][0] == self._drift[0]:
             fill(self._drift[1], state["drift"][1])
-            self._num_drifts, self._drifts = state["found"], list(state["at"])
+            self.num_drifts, self._drifts = state["found"], list(state["at"])
 
     def _update(self, prediction: Any, target: Any, probabilities: Any) -> None:
         if self._is_regression:
@@ -132,7 +131,7 @@ class RiverScores:
         _, detector = self._drift
         detector.update(abs(prediction - target) if self._is_regression else prediction != target)
         if detector.drift_detected:
-            self._num_drifts += 1
+            self.num_drifts += 1
             self._drifts = [*self._drifts, self._scored][-NEWEST:]
 
 
@@ -159,11 +158,7 @@ def _build_metric(
 
     kind = "RegressionMetric" if is_regression else "ClassificationMetric"
     base = getattr(metrics.base, kind)
-    known = {
-        name: one
-        for name in dir(metrics)
-        if _is_a(one := getattr(metrics, name), base) and name not in TABLES
-    }
+    known = _classes_of([metrics], base, but=TABLES)
     what = f"metric of river for {'regression' if is_regression else 'classes'}"
     made = _build(declared, known, what, ("metrics", place))
     if isinstance(made, metrics.base.BinaryMetric) and set(classes or (0, 1)) != {0, 1}:
@@ -182,17 +177,18 @@ def _build_detector(declared: Declared, task: str) -> Any:
     of_numbers, of_mistakes = base.DriftDetector, base.BinaryDriftDetector
     bases = (of_numbers,) if task == "regression" else (of_numbers, of_mistakes)
     spaces = (drift,) if task == "regression" else (drift, drift.binary)
-    known = {
-        name: one
-        for space in spaces
-        for name in dir(space)
-        if _is_a(one := getattr(space, name), bases) and name not in ("DummyDriftDetector",)
-    }
+    known = _classes_of(spaces, bases, but={"DummyDriftDetector"})
     return _build(declared, known, "drift detector of river for this task", ("drift",))
 
 
-def _is_a(found: Any, base: Any) -> bool:
-    return isclass(found) and issubclass(found, base)
+def _classes_of(spaces: Iterable[ModuleType], base: Any, *, but: Set[str]) -> dict[str, Any]:
+    """Return the classes of modules that have a base, by name."""
+    named = {name: getattr(space, name) for space in spaces for name in dir(space)}
+    return {
+        name: one
+        for name, one in named.items()
+        if isclass(one) and issubclass(one, base) and name not in but
+    }
 
 
 def _build(

@@ -22,7 +22,7 @@ from streamflow.evaluation.classification import Classification
 from streamflow.evaluation.measure import AVERAGED, ROWS, Measure, Metrics, Norm, plain
 from streamflow.evaluation.moments import Floats, running_sums
 from streamflow.evaluation.regression import Regression
-from streamflow.evaluation.window import Series, Window
+from streamflow.evaluation.window import ScoreWindow, Series
 
 CHUNK = 1024
 """How many samples are scored at a time."""
@@ -73,7 +73,7 @@ class Scorer:
         self._scored = 0
         self._sums: Floats = np.zeros(AVERAGED)
         self._norm = measure.norm()
-        self._window = Window(window, CHUNK)
+        self._window = ScoreWindow(window, CHUNK)
         self._series = Series()
         self._last: list[float] | None = None
         self._last_of: dict[Hashable, list[float]] = {}
@@ -252,7 +252,10 @@ class Scorer:
     def _metrics(self, sums: Floats, count: int, norm: Norm) -> dict[str, Metrics]:
         """Return the metrics by name by row, from sums over so many samples."""
         metrics = self._measure.metrics(np.divide(sums, count), norm.value())
-        return dict(zip(self._measure.rows, metrics, strict=True))
+        return {
+            row: {name: plain(metric_R[place]) for name, metric_R in metrics.items()}
+            for place, row in enumerate(self._measure.rows)
+        }
 
 
 def _pick(column: Sequence[Any] | None, indices: np.ndarray[Any, np.dtype[np.intp]]) -> Any:

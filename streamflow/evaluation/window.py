@@ -13,7 +13,7 @@ LONGEST_SERIES = 500
 FIRST_STRIDE = 10
 
 
-class Window:
+class ScoreWindow:
     """The newest columns of a growing table, and enough before them to look back a little.
 
     Shapes: M rows of the table, N columns of it, which are samples.

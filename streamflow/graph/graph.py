@@ -21,7 +21,7 @@ from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 
 from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.graph.promises import Promise, delivery_problems, promises
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes.declarations import (
     Declaration,
     Node,

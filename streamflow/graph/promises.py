@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
 from streamflow.errors import Problem
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes.declarations import Operator, Receiver, Sink, Source, node_of
 
 DEAD_LETTER = "dead_letter"

@@ -1,15 +1,12 @@
-"""The model node as it stands in a graph: data only, no torch."""
+"""The options of a model node: data only, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from streamflow.contracts import Context, Processor
 from streamflow.errors import GraphError, Problem
 from streamflow.models.feature import IMPUTED_INDEX, Feature, FeatureField, Gaps, Rate
 from streamflow.nodes.callables import Named
@@ -27,7 +24,7 @@ Made: TypeAlias = str | dict[str, dict[str, Any]]
 Task: TypeAlias = Literal["regression", "binary", "classification"]
 
 OUTPUT_FIELDS = ("prediction", "scores", "target", "step", "source")
-"""Fields of a model's output records, beside those that `Model.carry` names."""
+"""Fields of a model's output records, beside those that ``carry`` names."""
 
 LOSS_TASKS: dict[str, Task] = {
     "binary_cross_entropy": "binary",
@@ -50,14 +47,8 @@ DEFAULT_LOSSES: dict[Task, str] = {
 }
 
 
-class Model(Operator):
-    """Predicts every record the moment it arrives, then learns from it, and passes on predictions.
-
-    An output record holds ``prediction`` (a number, a list of numbers, or a class label),
-    ``scores`` of classifiers (probabilities in class order), ``target`` where it was known,
-    ``step`` (updates the first stage had made before), ``source`` (position of the input
-    record) and the fields named by ``carry``.
-    """
+class ModelOptions(Operator):
+    """Options of a model, and what they contradict in each other or follow from each other."""
 
     blocking: ClassVar[bool] = True
 
@@ -210,7 +201,7 @@ class Model(Operator):
         return declared
 
     @model_validator(mode="after")
-    def _check(self) -> Model:
+    def _check(self) -> ModelOptions:
         if problems := list(self._contradictions()):
             raise GraphError(problems)
         return self
@@ -309,15 +300,12 @@ class Model(Operator):
     def _drift_contradictions(self) -> Iterator[Problem]:
         if self.on_drift == "report":
             return
+        both = "remove one of them"
         wanted = {
             "a detector in drift": (self.drift is not None, "none", "name one, such as ADWIN"),
-            "learn: true": (self.learn, "learn: false", "remove one of them"),
-            "no horizon": (not self.horizon, "one", "remove one of them"),
-            "no scheduler, which sets the rates itself": (
-                self.scheduler is None,
-                "one",
-                "remove one of them",
-            ),
+            "learn: true": (self.learn, "learn: false", both),
+            "no horizon": (not self.horizon, "one", both),
+            "no scheduler, which sets the rates itself": (not self.scheduler, "one", both),
             "compile: auto or false": (self.compile is not True, "true", "remove it"),
         }
         for what, (is_met, found, cure) in wanted.items():
@@ -337,15 +325,9 @@ class Model(Operator):
         named = (self.features,) if isinstance(self.features, str) else self.features
         return tuple(Feature(field=one) if isinstance(one, str) else one for one in named)
 
-    @property
-    def imputes(self) -> bool:
-        """Whether the mean stands in for some feature."""
-        return any((feature.nan or self.nan) == "impute" for feature in self.resolved_features)
-
-    @property
-    def skips(self) -> bool:
-        """Whether records that lack some feature are left out."""
-        return any((feature.nan or self.nan) == "skip" for feature in self.resolved_features)
+    def has_gaps(self, gaps: Gaps) -> bool:
+        """Return whether this becomes of a record that lacks some feature."""
+        return any((feature.nan or self.nan) == gaps for feature in self.resolved_features)
 
     @property
     def loss_name(self) -> str | None:
@@ -367,15 +349,3 @@ class Model(Operator):
             return self.task
         name = self.loss_name
         return LOSS_TASKS.get(name) if name else None
-
-    def deep_problems(self, folder: Path, *, only_scalars: bool = False) -> Iterator[Problem]:
-        """Yield what is only found by building the network, on the meta device."""
-        from streamflow.models.deep import model_problems  # imports torch
-
-        return model_problems(self, folder, only_scalars=only_scalars)
-
-    def open(self, context: Context) -> AbstractContextManager[Processor]:
-        """Build the network and its pipeline, until the context is left."""
-        from streamflow.models.opening import open_model  # imports torch
-
-        return open_model(self, context)

@@ -11,7 +11,7 @@ from torch import nn
 
 from streamflow.errors import GraphError, Problem, StreamflowError
 from streamflow.evaluation.river import REQUIRES, RiverScores
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.heads import ClassHead, make_head, one_tensor
 from streamflow.models.network import (
     build_loss,
@@ -28,7 +28,7 @@ from streamflow.pipeline.checks import takes_target
 from streamflow.pipeline.running.assembly import check_options
 
 
-def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterator[Problem]:
+def model_problems(model: ModelOptions, folder: Path, *, only_scalars: bool) -> Iterator[Problem]:
     """Yield what is wrong with a model's network, loss, optimizer, stages, features and weights."""
     found: list[Problem] = []
     network = _attempt(found, "network", lambda: _meta_network(model, folder))
@@ -61,7 +61,7 @@ def model_problems(model: Model, folder: Path, *, only_scalars: bool) -> Iterato
         yield _problem((where,), message)
 
 
-def _loss_problem(model: Model) -> Problem:
+def _loss_problem(model: ModelOptions) -> Problem:
     """Return what is wrong where a loss and the declared target do not go together."""
     if model.target is None:
         message = "expected a loss of the output alone, as there is no target, found one of both"
@@ -70,7 +70,7 @@ def _loss_problem(model: Model) -> Problem:
     return Problem(("loss",), f"{message}; remove the target, or change the loss")
 
 
-def _meta_network(model: Model, folder: Path) -> nn.Module:
+def _meta_network(model: ModelOptions, folder: Path) -> nn.Module:
     """Build the network on the meta device; a callable that computes with values, for real."""
     try:
         with torch.device("meta"):
@@ -96,7 +96,9 @@ def _attempt(found: list[Problem], option: str, build: Callable[[], Any]) -> Any
     return None
 
 
-def _fit_problems(model: Model, network: nn.Module, *, only_scalars: bool) -> Iterator[Problem]:
+def _fit_problems(
+    model: ModelOptions, network: nn.Module, *, only_scalars: bool
+) -> Iterator[Problem]:
     """Yield why features, layers and task do not fit each other, where that is for sure.
 
     A field may hold an array, which counts with all its elements: then fewer fields than the
@@ -134,7 +136,7 @@ def _fit_problems(model: Model, network: nn.Module, *, only_scalars: bool) -> It
     yield from _output_problems(model, output)
 
 
-def _output_problems(model: Model, output: Any) -> Iterator[Problem]:
+def _output_problems(model: ModelOptions, output: Any) -> Iterator[Problem]:
     """Yield why the output of one record does not fit the task, or the classes their weights."""
     head = make_head(model)
     try:
@@ -178,7 +180,7 @@ def _problem(location: tuple[str | int, ...], message: str) -> Problem:
     return Problem(location, message.replace(", got ", ", found ", 1))
 
 
-def _counted(model: Model, count: int) -> str:
+def _counted(model: ModelOptions, count: int) -> str:
     """Return how many inputs the features make, and which of them make several."""
     several = [f"{one} makes {one.width}" for one in model.resolved_features if one.width]
     return f"{count} ({', '.join(several)})" if several else str(count)

@@ -22,7 +22,7 @@ from streamflow.models.calendar import Clock, Integers, parts_of
 from streamflow.models.feature import Feature, Gaps
 from streamflow.records import MISSING, Column, Missing, column_items
 
-Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+Floats32: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
 PLAIN = frozenset({float, int, bool})
 EMPTY = frozenset({NoneType, Missing})
@@ -34,7 +34,7 @@ GAP = -1
 UNKNOWN = -2
 
 
-class Encoder(ABC):
+class FeatureEncoder(ABC):
     """Turns values of a field into numbers.
 
     Args:
@@ -53,10 +53,10 @@ class Encoder(ABC):
         return self.gaps != "error"
 
     @abstractmethod
-    def write(self, column: Column, out_NW: Floats) -> bool:
+    def write(self, column: Column, out_NW: Floats32) -> bool:
         """Write many values, nan for one that is missing; return whether they are all usual."""
 
-    def read(self, value: Any) -> Floats:
+    def read(self, value: Any) -> Floats32:
         """Return one value as an array of numbers, nan where it is missing.
 
         Raises:
@@ -70,14 +70,14 @@ class Encoder(ABC):
         return self._read(value)
 
     @abstractmethod
-    def _read(self, value: Any) -> Floats:
+    def _read(self, value: Any) -> Floats32:
         """Return a value that is there."""
 
 
-class Numbers(Encoder):
+class Numbers(FeatureEncoder):
     """A number as it is, or an array of them."""
 
-    def write(self, column: Column, out_NW: Floats) -> bool:
+    def write(self, column: Column, out_NW: Floats32) -> bool:
         """Write a column of plain numbers."""
         numbers_N = number_column(column, has_gaps=self.bears_gaps)
         if numbers_N is None:
@@ -85,11 +85,11 @@ class Numbers(Encoder):
         out_NW[:, 0] = numbers_N
         return True
 
-    def _read(self, value: Any) -> Floats:
+    def _read(self, value: Any) -> Floats32:
         return numbers(value, self.name, has_gaps=self.bears_gaps)
 
 
-class Categories(Encoder):
+class Categories(FeatureEncoder):
     """One of several categories, as a one among zeros, or by its index."""
 
     def __init__(self, feature: Feature, gaps: Gaps) -> None:
@@ -101,7 +101,7 @@ class Categories(Encoder):
         self._other = self._count - 1 if feature.other else UNKNOWN
         self._places = dict(self._fixed())
 
-    def write(self, column: Column, out_NW: Floats) -> bool:
+    def write(self, column: Column, out_NW: Floats32) -> bool:
         """Write a column of known categories."""
         try:
             found_N = np.fromiter(map(self._place, column_items(column)), np.int64, len(column))
@@ -145,7 +145,7 @@ class Categories(Encoder):
         self._places[value] = place = hash_of(value) % self._hashes
         return place
 
-    def _read(self, value: Any) -> Floats:
+    def _read(self, value: Any) -> Floats32:
         try:
             place = self._place(value.item() if isinstance(value, np.generic) else value)
         except TypeError:
@@ -156,11 +156,11 @@ class Categories(Encoder):
             raise ValueError(message)
         if self._is_index:
             return np.array([place], np.float32)
-        one_hot: Floats = np.eye(1, self._count, place, dtype=np.float32)[0]
+        one_hot: Floats32 = np.eye(1, self._count, place, dtype=np.float32)[0]
         return one_hot
 
 
-class Times(Encoder):
+class Times(FeatureEncoder):
     """Sine and cosine of parts of a time."""
 
     def __init__(self, feature: Feature, gaps: Gaps) -> None:
@@ -169,7 +169,7 @@ class Times(Encoder):
         self._parts = feature.parts
         self._clock = Clock(feature.timezone, "ms" if feature.field is None else feature.unit)
 
-    def write(self, column: Column, out_NW: Floats) -> bool:
+    def write(self, column: Column, out_NW: Floats32) -> bool:
         """Write a column of times."""
         seconds_N = self._numbers(column)
         if seconds_N is not None:
@@ -198,13 +198,13 @@ class Times(Encoder):
             column = np.array(column)
         return self._clock.read_numbers(column) if column.dtype.kind in "iuf" else None
 
-    def _read(self, value: Any) -> Floats:
+    def _read(self, value: Any) -> Floats32:
         seconds_1 = np.array([self._clock.read(value)], np.int64)
-        parts: Floats = parts_of(seconds_1, self._parts)[0]
+        parts: Floats32 = parts_of(seconds_1, self._parts)[0]
         return parts
 
 
-def make_encoder(feature: Feature, gaps: Gaps) -> Encoder:
+def make_encoder(feature: Feature, gaps: Gaps) -> FeatureEncoder:
     """Return what turns a feature into numbers.
 
     Args:
@@ -242,7 +242,7 @@ def hash_of(value: object) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
-def number_column(column: Column, *, has_gaps: bool = False) -> Floats | None:
+def number_column(column: Column, *, has_gaps: bool = False) -> Floats32 | None:
     """Return a column as float32 (N,) if it holds plain numbers that `numbers` takes, else None.
 
     Each is what `numbers` makes of it. That also takes what this does not: it is for the usual
@@ -277,11 +277,11 @@ def _wide(column: Sequence[Any], has_gaps: bool) -> np.ndarray[Any, np.dtype[np.
     return wide_N
 
 
-def _is_usable(array: Floats, has_gaps: bool) -> bool:
+def _is_usable(array: Floats32, has_gaps: bool) -> bool:
     return not np.isinf(array).any() if has_gaps else bool(np.isfinite(array).all())
 
 
-def numbers(value: Any, field: str, *, has_gaps: bool = False) -> Floats:
+def numbers(value: Any, field: str, *, has_gaps: bool = False) -> Floats32:
     """Return a value as an array of float32.
 
     Raises:

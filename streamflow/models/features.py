@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.encoders import make_encoder
 from streamflow.models.feature import Feature
 from streamflow.records import Batch, Column, column_items
@@ -48,7 +48,7 @@ class FeatureReader:
         shape: Shape of one input, once it is known; every later one must have it.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelOptions) -> None:
         self.shape: tuple[int, ...] | None = None
         self._keeps_shape = isinstance(model.features, str)
         self._features = model.resolved_features

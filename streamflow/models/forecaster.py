@@ -12,18 +12,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from streamflow.errors import SampleError
-from streamflow.models.declaration import Model
-from streamflow.models.heads import Predicted, joined, one_tensor
+from streamflow.models.declaration import ModelOptions
+from streamflow.models.heads import Predicted, joined
 from streamflow.models.node import ModelNode
 from streamflow.models.reaction import Reaction
 from streamflow.models.samples import Samples
-from streamflow.models.scaling import TargetScale
 from streamflow.models.targets import Targets
-from streamflow.models.waiting_samples import Held, Holding
+from streamflow.models.waiting_samples import WaitingSample, WaitingSamples
 from streamflow.pipeline import Pipeline
 from streamflow.records import Values
 
@@ -35,14 +33,14 @@ class Forecaster(ModelNode):
     """Predicts the target of the record that comes ``horizon`` later with the same key."""
 
     def __init__(
-        self, model: Model, pipeline: Pipeline, name: str, reaction: Reaction | None = None
+        self, model: ModelOptions, pipeline: Pipeline, name: str, reaction: Reaction | None = None
     ) -> None:
         super().__init__(model, pipeline, name, reaction)
         assert model.horizon is not None
         self._horizon = model.horizon
-        self._held = Holding()
+        self._held = WaitingSamples()
         self._newest: Any = None
-        self._met: list[tuple[Held, Any]] = []
+        self._met: list[tuple[WaitingSample, Any]] = []
         self._num_unlabelled = self._num_dropped = 0
 
     def report(self) -> dict[str, Any]:
@@ -71,7 +69,7 @@ class Forecaster(ModelNode):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with the records that waited, too."""
         super().restore(state)
-        self._held = Holding.restored(state["held"])
+        self._held = WaitingSamples.restored(state["held"])
         self._newest = state["newest"]
         self._num_unlabelled = state["unlabelled"]
         self._num_dropped = state["dropped"]
@@ -96,7 +94,7 @@ class Forecaster(ModelNode):
             self._imputation = imputation
             newest = self._held.newest(row)
             previous = self._newest if newest is None else newest
-            self._held.push(row, Held(inputs, predicted, previous))
+            self._held.push(row, WaitingSample(inputs, predicted, previous))
             places.append(place)
             steps.append(self._pipeline.counters["updates"][0])
             predictions.append(predicted)
@@ -109,10 +107,7 @@ class Forecaster(ModelNode):
         """Learn the record whose target this is, if one is due; return the target, plain."""
         if target is not None:
             target = self._head.plain(target)
-        learned = encoded
-        if self._model.standardize_target:
-            self._scale, scaled = self._target_scale().absorb(encoded)
-            learned = scaled.targets
+        self._scale, scaled = self._scaled(encoded)
         if self._held.count(row) < self._horizon:
             return target
         held = self._held.pop(row)
@@ -122,7 +117,11 @@ class Forecaster(ModelNode):
         self._met.append((held, target))
         if self._model.learn:
             self._weighting, factors = self._weighed(encoded)
-            self._pipeline.learn(held.inputs, self._head.stack(learned), weights=factors)
+            self._pipeline.learn(
+                held.inputs,
+                self._head.stack(scaled.targets if scaled else encoded),
+                weights=factors,
+            )
         return target
 
     def _score_met(self) -> None:
@@ -135,15 +134,10 @@ class Forecaster(ModelNode):
         self._met.clear()
 
     def _predict(self, inputs: Tensor) -> Predicted:
-        outputs = one_tensor(self._pipeline.infer(inputs))
+        now = None
         if self._model.standardize_target:
-            none, _ = self._head.encode([None])
-            _, now = self._target_scale().absorb(none)
-            outputs = now.restore(outputs)
-        return self._head.decode(outputs)
-
-    def _target_scale(self) -> TargetScale:
-        return self._scale or TargetScale(int(np.prod(self._head.output_shape)))
+            _, now = self._scaled(self._head.encode([None])[0])
+        return self._decoded(self._pipeline.infer(inputs), now)
 
     def _row_of(self, key: Hashable) -> int:
         """Return the row of a key; it is the last to be dropped now."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from streamflow.errors import StreamflowError
-from streamflow.models.declaration import Model, Task
+from streamflow.models.declaration import ModelOptions, Task
 from streamflow.models.encoders import number_column, numbers
 from streamflow.models.targets import Targets
 from streamflow.records import MISSING
@@ -210,7 +210,11 @@ class BinaryHead(ClassHead):
         self._is_logit = is_logit
 
     def fit(self, output: Tensor) -> None:
-        """Check that there is one output."""
+        """Check that there is one output.
+
+        Raises:
+            OutputError: There are more, or not two classes for it.
+        """
         super().fit(output)
         if output[0].numel() != 1:
             message = (
@@ -240,7 +244,11 @@ class ClassificationHead(ClassHead):
         self._is_logarithm = is_logarithm
 
     def fit(self, output: Tensor) -> None:
-        """Check that there is one output for each class."""
+        """Check that there is one output for each class.
+
+        Raises:
+            OutputError: There are fewer than two, or not as many as classes.
+        """
         super().fit(output)
         if output.dim() != 2 or output.shape[1] < 2:
             message = (
@@ -259,7 +267,7 @@ class ClassificationHead(ClassHead):
         return self._columns(outputs.exp() if self._is_logarithm else outputs.softmax(dim=1))
 
 
-def make_head(model: Model) -> Head:
+def make_head(model: ModelOptions) -> Head:
     """Return the head for a model's task."""
     task: Task | None = model.resolved_task
     if task == "classification":

@@ -9,15 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from streamflow.errors import SampleError
-from streamflow.models.heads import Predicted, joined, one_tensor
+from streamflow.models.heads import Predicted, joined
 from streamflow.models.node import ModelNode
 from streamflow.models.samples import Samples, unnamed
-from streamflow.models.scaling import Scaled, TargetScale
+from streamflow.models.scaling import Scaled
 from streamflow.records import Values, column_items
 
 
@@ -37,8 +36,6 @@ class Learner(ModelNode):
         if len(steps) < len(samples):
             places = enumerate(samples.indices)
             samples = samples.select([place for place, index in places if index not in refused])
-        if not samples:
-            return samples, {}, refused
         values = self._values(samples, joined(predictions), samples.targets, steps)
         return samples, values, refused
 
@@ -53,14 +50,14 @@ class Learner(ModelNode):
     def _learn_part(self, samples: Samples) -> tuple[Samples, Predicted, dict[int, str]]:
         refused: dict[int, str] = {}
         while samples:
-            scale, scaled = self._scaled(samples)
+            scale, scaled = self._scaled(samples.encoded)
             weighting, factors = self._weighed(samples.encoded)
             imputation, inputs = self._filled(samples.inputs)
             try:
                 outputs = self._process(replace(samples, inputs=inputs), scaled, factors)
             except SampleError as error:  # nothing has entered: go on without that sample
                 refused[samples.indices[error.index]] = str(error)
-                samples = samples.without(error.index)
+                samples = samples.select([p for p in range(len(samples)) if p != error.index])
                 continue
             self._scale, self._imputation, self._weighting = scale, imputation, weighting
             predicted = self._decoded(outputs, scaled)
@@ -76,19 +73,17 @@ class Learner(ModelNode):
             is_drift = self._river.num_drifts > before
             self._reaction.update(is_learned=is_learned, is_drift=is_drift)
 
-    def _process(self, samples: Samples, scaled: Scaled | None, factors: Tensor | None) -> Tensor:
+    def _process(self, samples: Samples, scaled: Scaled | None, factors: Tensor | None) -> Any:
         if not self._model.learn or not self._model.target:
-            return one_tensor(self._pipeline.process(samples.inputs, keys=self._streams(samples)))
+            return self._pipeline.process(samples.inputs, keys=self._streams(samples))
         encoded = scaled.targets if scaled else samples.encoded
         is_known = None if encoded.is_known.all() else torch.from_numpy(encoded.is_known)
-        return one_tensor(
-            self._pipeline.process(
-                samples.inputs,
-                self._head.stack(encoded),
-                learn=is_known,
-                weights=factors,
-                keys=self._streams(samples),
-            )
+        return self._pipeline.process(
+            samples.inputs,
+            self._head.stack(encoded),
+            learn=is_known,
+            weights=factors,
+            keys=self._streams(samples),
         )
 
     def _streams(self, samples: Samples) -> Sequence[Any] | None:
@@ -107,13 +102,3 @@ class Learner(ModelNode):
         causes = [unnamed(self._model.keys or "key", stream) for stream in found]
         refused = {samples.indices[place]: cause for place, cause in enumerate(causes) if cause}
         return samples.select([place for place, cause in enumerate(causes) if not cause]), refused
-
-    def _scaled(self, samples: Samples) -> tuple[TargetScale | None, Scaled | None]:
-        """Return the targets in their own scale, and the scale after them."""
-        if not self._model.standardize_target:
-            return None, None
-        scale = self._scale or TargetScale(int(np.prod(self._head.output_shape)))
-        return scale.absorb(samples.encoded)
-
-    def _decoded(self, outputs: Tensor, scaled: Scaled | None) -> Predicted:
-        return self._head.decode(scaled.restore(outputs) if scaled else outputs)

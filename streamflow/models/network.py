@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from streamflow.errors import ConnectorError, GraphError, Problem, suggestion
-from streamflow.models.declaration import Arguments, Layer, Made, Model
+from streamflow.models.declaration import Arguments, Layer, Made, ModelOptions
 from streamflow.nodes.callables import CallableError, Named, resolve
 
 Built = TypeVar("Built")
@@ -28,7 +28,7 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LR
 _SEEDING = threading.Lock()
 
 
-def build_network(model: Model, folder: Path) -> nn.Module:
+def build_network(model: ModelOptions, folder: Path) -> nn.Module:
     """Build the network as a plain script would right after ``torch.manual_seed(seed)``.
 
     The global random generator is left as it was.
@@ -42,7 +42,7 @@ def build_network(model: Model, folder: Path) -> nn.Module:
         return _build(model, folder)
 
 
-def _build(model: Model, folder: Path) -> nn.Module:
+def _build(model: ModelOptions, folder: Path) -> nn.Module:
     if isinstance(model.network, tuple):
         layers = _each(
             partial(_build_layer, layer, ("network", index), folder)
@@ -131,7 +131,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise GraphError([Problem(("weights",), message)]) from error
 
 
-def build_loss(model: Model, folder: Path) -> Loss | None:
+def build_loss(model: ModelOptions, folder: Path) -> Loss | None:
     """Return the loss; ``None`` if the model does not learn.
 
     Raises:
@@ -161,7 +161,7 @@ def build_loss(model: Model, folder: Path) -> Loss | None:
     return partial(loss, **options)
 
 
-def build_optimizer(model: Model, folder: Path) -> OptimizerFactory | list[OptimizerFactory]:
+def build_optimizer(model: ModelOptions, folder: Path) -> OptimizerFactory | list[OptimizerFactory]:
     """Return what makes an optimizer of parameters, or one for each stage.
 
     Raises:
@@ -178,7 +178,7 @@ def build_optimizer(model: Model, folder: Path) -> OptimizerFactory | list[Optim
 
 
 def _build_optimizer(
-    declared: Made | Named, location: tuple[str | int, ...], model: Model, folder: Path
+    declared: Made | Named, location: tuple[str | int, ...], model: ModelOptions, folder: Path
 ) -> OptimizerFactory:
     if callable(declared):
         return declared
@@ -194,7 +194,7 @@ def _build_optimizer(
     return factory
 
 
-def build_scheduler(model: Model, folder: Path) -> SchedulerFactory | None:
+def build_scheduler(model: ModelOptions, folder: Path) -> SchedulerFactory | None:
     """Return what makes a schedule of an optimizer, if one is declared.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +12,13 @@ from torch import Tensor
 from streamflow.contracts import Processed
 from streamflow.evaluation import Scorer, make_scorer
 from streamflow.evaluation.river import RiverScores
-from streamflow.models.declaration import Model
-from streamflow.models.heads import ClassHead, Predicted, make_head
+from streamflow.models.declaration import ModelOptions
+from streamflow.models.heads import ClassHead, Predicted, make_head, one_tensor
 from streamflow.models.imputation import Imputation
 from streamflow.models.portable import original, portable
 from streamflow.models.reaction import Reaction
 from streamflow.models.samples import SampleReader, Samples
-from streamflow.models.scaling import TargetScale
+from streamflow.models.scaling import Scaled, TargetScale
 from streamflow.models.targets import Targets
 from streamflow.models.weighting import Weighting
 from streamflow.pipeline import Pipeline
@@ -28,11 +29,12 @@ class ModelNode(ABC):
     """Predicts, scores, learns; called from one worker thread at a time."""
 
     def __init__(
-        self, model: Model, pipeline: Pipeline, name: str, reaction: Reaction | None = None
+        self, model: ModelOptions, pipeline: Pipeline, name: str, reaction: Reaction | None = None
     ) -> None:
         self._name = name
         self._model = model
-        self._imputes, self._skips = model.imputes, model.skips  # which looks at every feature
+        self._imputes = model.has_gaps("impute")
+        self._skips = model.has_gaps("skip")
         self._pipeline = pipeline
         self._reaction = reaction
         self._head = make_head(model)
@@ -73,15 +75,18 @@ class ModelNode(ABC):
 
     def state(self) -> dict[str, Any]:
         """Apply the gradients in flight, and return copies of all that later records need."""
+        parts = {
+            "scale": self._scale,
+            "imputation": self._imputation,
+            "weighting": self._weighting,
+            "reaction": self._reaction,
+            "river": self._river,
+            "scorer": self._scorer,
+        }
         return {
             "pipeline": portable(self._pipeline.state_dict()),
             "samples": self._reader.state(),
-            "scale": None if self._scale is None else self._scale.state(),
-            "imputation": None if self._imputation is None else self._imputation.state(),
-            "weighting": None if self._weighting is None else self._weighting.state(),
-            "reaction": None if self._reaction is None else self._reaction.state(),
-            "river": None if self._river is None else self._river.state(),
-            "scorer": None if self._scorer is None else self._scorer.state(),
+            **{name: None if part is None else part.state() for name, part in parts.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -119,6 +124,17 @@ class ModelNode(ABC):
         if not self._imputes:
             return None, inputs
         return (self._imputation or Imputation(self._reader.imputed_F)).fill(inputs)
+
+    def _scaled(self, encoded: Targets) -> tuple[TargetScale | None, Scaled | None]:
+        """Return the scale after some targets, and these in their own scale."""
+        if not self._model.standardize_target:
+            return None, None
+        scale = self._scale or TargetScale(math.prod(self._head.output_shape))
+        return scale.absorb(encoded)
+
+    def _decoded(self, outputs: Any, scaled: Scaled | None) -> Predicted:
+        tensor = one_tensor(outputs)
+        return self._head.decode(scaled.restore(tensor) if scaled else tensor)
 
     def _weighed(self, encoded: Targets) -> tuple[Weighting | None, Tensor | None]:
         """Return what is known of the classes after some targets, and their factors."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from streamflow.contracts import Context, Processor
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.forecaster import Forecaster
 from streamflow.models.learner import Learner
 from streamflow.models.network import build_network, load_weights
@@ -16,8 +16,13 @@ from streamflow.pipeline import Pipeline
 
 
 @contextmanager
-def open_model(model: Model, context: Context) -> Iterator[Processor]:
-    """Build a model's network and pipeline; leaving drains the gradients in flight."""
+def open_model(model: ModelOptions, context: Context) -> Iterator[Processor]:
+    """Build a model's network and pipeline; leaving drains the gradients in flight.
+
+    Raises:
+        StreamflowError: Torch, or what the user names, does not give what is declared; or the file
+            of weights cannot be read, or is another network's.
+    """
     network = build_network(model, context.folder)
     if model.weights is not None:
         load_weights(network, context.folder / model.weights)

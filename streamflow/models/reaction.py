@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from streamflow.errors import GraphError, Problem
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.feature import Rate
 from streamflow.models.portable import original, portable
 from streamflow.pipeline import Pipeline
 
 
-def first_weights(model: Model, network: nn.Module) -> dict[str, Tensor]:
+def first_weights(model: ModelOptions, network: nn.Module) -> dict[str, Tensor]:
     """Return a copy of the weights and buffers that a reset goes back to; else nothing.
 
     Raises:
@@ -34,12 +34,12 @@ class Reaction:
     """Acts on a pipeline between two records.
 
     Args:
-        model: With `Model.on_drift` that acts.
+        model: With `ModelOptions.on_drift` that acts.
         pipeline: To act on.
         first: Weights and buffers to go back to.
     """
 
-    def __init__(self, model: Model, pipeline: Pipeline, first: dict[str, Tensor]) -> None:
+    def __init__(self, model: ModelOptions, pipeline: Pipeline, first: dict[str, Tensor]) -> None:
         self._action = model.on_drift
         self._pipeline = pipeline
         self._first = first

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from streamflow.errors import SampleError
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.features import FeatureReader, Inputs
 from streamflow.models.heads import Head, one_tensor
 from streamflow.models.targets import Targets
@@ -43,11 +43,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def without(self, place: int) -> Samples:
-        """Return all samples but one."""
-        kept = [index for index in range(len(self)) if index != place]
-        return self.select(kept)
-
     def select(self, kept: Sequence[int]) -> Samples:
         """Return the samples at the places ``kept``."""
         return Samples(
@@ -66,7 +61,7 @@ class SampleReader:
         num_incomplete: How many records were left out as they lacked a feature.
     """
 
-    def __init__(self, pipeline: Pipeline, model: Model, head: Head) -> None:
+    def __init__(self, pipeline: Pipeline, model: ModelOptions, head: Head) -> None:
         self.num_incomplete = 0
         self._pipeline = pipeline
         self._features = FeatureReader(model)

@@ -65,27 +65,20 @@ class TargetScale:
         """Return the scale after some targets, given in order, and what they are in its units."""
         after = copy.copy(self)
         after._moments = copy.copy(self._moments)
-        means, deviations = self._mean_C()[None], self._deviation_C()[None]
+        means, deviations = self._moments.mean_F[None], _deviation(self._moments.variance_F)[None]
         values_NC = encoded.values.reshape(len(encoded), means.shape[1])
         if encoded.is_known.any():
             known_KC = values_NC[encoded.is_known].astype(np.float64)
             means_KC, variances_KC = after._moments.absorb(known_KC)
             # row k: the statistics after k of the known targets
-            means = np.concatenate([means, means_KC[1:], after._mean_C()[None]])
-            deviations = np.concatenate(
-                [deviations, _deviation(variances_KC[1:]), after._deviation_C()[None]]
-            )
+            last_C = _deviation(after._moments.variance_F)
+            means = np.concatenate([means, means_KC[1:], after._moments.mean_F[None]])
+            deviations = np.concatenate([deviations, _deviation(variances_KC[1:]), last_C[None]])
         seen_N = np.cumsum(encoded.is_known)
         scaled_NC = (values_NC - means[seen_N]) / deviations[seen_N]
         targets = Targets(scaled_NC.reshape(encoded.values.shape), encoded.is_known)
         before_N = seen_N - encoded.is_known
         return after, Scaled(targets, means[before_N], deviations[before_N])
-
-    def _mean_C(self) -> Floats:
-        return self._moments.mean_F
-
-    def _deviation_C(self) -> Floats:
-        return _deviation(self._moments.variance_F)
 
 
 def _deviation(variance: Floats) -> Floats:

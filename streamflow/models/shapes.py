@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamflow.errors import StreamflowError
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.heads import Head, make_head, one_tensor
 from streamflow.models.network import build_network
 
@@ -19,7 +19,7 @@ class ShapeError(StreamflowError, ValueError):
 
 
 def random_inputs(
-    model: Model, network: nn.Module, asked: Sequence[int] | None = None, *, count: int = 1
+    model: ModelOptions, network: nn.Module, asked: Sequence[int] | None = None, *, count: int = 1
 ) -> Tensor:
     """Return inputs (count, ...) of standard-normal features; of categories that there are.
 
@@ -44,7 +44,7 @@ def random_inputs(
     return inputs
 
 
-def fitted_head(model: Model, folder: Path, inputs: Tensor) -> Head:
+def fitted_head(model: ModelOptions, folder: Path, inputs: Tensor) -> Head:
     """Return the model's head, which knows the outputs' shape from those of one input (1, ...).
 
     Raises:
@@ -66,7 +66,7 @@ def fitted_head(model: Model, folder: Path, inputs: Tensor) -> Head:
     return head
 
 
-def _shape(model: Model, network: nn.Module) -> Sequence[int]:
+def _shape(model: ModelOptions, network: nn.Module) -> Sequence[int]:
     """Return the shape of an input, as the first layer or else the features tell it."""
     width = _width(network)
     if width is not None:

@@ -26,9 +26,12 @@ from streamflow.models.heads import Predicted
 
 NOWHERE = -1
 
+INTEGERS = ("first", "last", "counts", "free_rows", "next", "free_slots")
+"""Columns of whole numbers."""
+
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class WaitingSample:
     """A record that waits for its target.
 
     Attributes:
@@ -43,7 +46,7 @@ class Held:
     previous: Any
 
 
-class Holding:
+class WaitingSamples:
     """Records by key, oldest first, and the newest target of each key."""
 
     def __init__(self) -> None:
@@ -63,7 +66,7 @@ class Holding:
         return len(self._next) - len(self._free_slots)
 
     def __repr__(self) -> str:
-        return f"<Holding {len(self)} records of {len(self._rows)} keys>"
+        return f"<WaitingSamples {len(self)} records of {len(self._rows)} keys>"
 
     @property
     def num_keys(self) -> int:
@@ -109,7 +112,7 @@ class Holding:
         """Take note of the newest target of a key."""
         self._newest[row] = target
 
-    def push(self, row: int, held: Held) -> None:
+    def push(self, row: int, held: WaitingSample) -> None:
         """Hold a record, which is copied."""
         slot = self._free_slots.pop() if self._free_slots else self._new_slot(held)
         assert self._inputs is not None
@@ -125,49 +128,42 @@ class Holding:
         self._last[row] = slot
         self._counts[row] += 1
 
-    def pop(self, row: int) -> Held:
+    def pop(self, row: int) -> WaitingSample:
         """Return the record of a key that has waited longest, and hold it no more."""
         assert self._inputs is not None
         slot = self._first[row]
         predicted = {name: [column[slot]] for name, column in self._predicted.items()}
-        held = Held(self._inputs[slot : slot + 1].clone(), predicted, self._previous[slot])
+        held = WaitingSample(self._inputs[slot : slot + 1].clone(), predicted, self._previous[slot])
         self._release(row)
         return held
 
     def state(self) -> dict[str, Any]:
         """Return copies of all columns."""
         inputs = self._inputs
+        integers = {name: getattr(self, f"_{name}") for name in INTEGERS}
         return {
+            **{name: np.array(column, np.int64) for name, column in integers.items()},
             "keys": list(self._rows),
             "rows": np.array(list(self._rows.values()), np.int64),
-            "first": np.array(self._first, np.int64),
-            "last": np.array(self._last, np.int64),
-            "counts": np.array(self._counts, np.int64),
             "newest": list(self._newest),
-            "free_rows": np.array(self._free_rows, np.int64),
             "inputs": None if inputs is None else inputs[: len(self._next)].clone(),
-            "next": np.array(self._next, np.int64),
             "predicted": {name: list(column) for name, column in self._predicted.items()},
             "previous": list(self._previous),
-            "free_slots": np.array(self._free_slots, np.int64),
         }
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any]) -> Holding:
+    def restored(cls, state: Mapping[str, Any]) -> WaitingSamples:
         """Return the records whose `state` this was; the state stays the caller's."""
-        holding = cls()
-        holding._rows = OrderedDict(zip(state["keys"], state["rows"].tolist(), strict=True))
-        holding._first = _integers(state["first"])
-        holding._last = _integers(state["last"])
-        holding._counts = _integers(state["counts"])
-        holding._newest = list(state["newest"])
-        holding._free_rows = _integers(state["free_rows"])
-        holding._inputs = None if state["inputs"] is None else state["inputs"].clone()
-        holding._next = _integers(state["next"])
-        holding._predicted = {name: list(column) for name, column in state["predicted"].items()}
-        holding._previous = list(state["previous"])
-        holding._free_slots = _integers(state["free_slots"])
-        return holding
+        waiting = cls()
+        for name in INTEGERS:
+            column = np.ascontiguousarray(state[name], np.int64)
+            setattr(waiting, f"_{name}", array("q", column.tobytes()))
+        waiting._rows = OrderedDict(zip(state["keys"], state["rows"].tolist(), strict=True))
+        waiting._newest = list(state["newest"])
+        waiting._inputs = None if state["inputs"] is None else state["inputs"].clone()
+        waiting._predicted = {name: list(column) for name, column in state["predicted"].items()}
+        waiting._previous = list(state["previous"])
+        return waiting
 
     def _release(self, row: int) -> None:
         """Give up the slot of a key's first record."""
@@ -179,7 +175,7 @@ class Holding:
             column[slot] = None
         self._free_slots.append(slot)
 
-    def _new_slot(self, held: Held) -> int:
+    def _new_slot(self, held: WaitingSample) -> int:
         slot = len(self._next)
         self._next.append(NOWHERE)
         self._previous.append(None)
@@ -191,7 +187,3 @@ class Holding:
                 grown[:slot] = self._inputs
             self._inputs = grown
         return slot
-
-
-def _integers(column: np.ndarray[Any, Any]) -> array[int]:
-    return array("q", np.ascontiguousarray(column, np.int64).tobytes())

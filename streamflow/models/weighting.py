@@ -15,7 +15,7 @@ from torch import Tensor
 
 from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.evaluation.moments import Floats
-from streamflow.models.declaration import Model
+from streamflow.models.declaration import ModelOptions
 from streamflow.models.targets import Targets
 
 MOST = 10.0
@@ -33,7 +33,7 @@ class Weighting:
         GraphError: A weight is of no class.
     """
 
-    def __init__(self, model: Model, classes: Sequence[Any]) -> None:
+    def __init__(self, model: ModelOptions, classes: Sequence[Any]) -> None:
         declared = model.class_weights
         self._counts_C: Floats = np.ones(len(classes))
         self._fixed_C: Floats | None = None

@@ -9,49 +9,60 @@ from __future__ import annotations
 import ast
 import heapq
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Final, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 from pydantic import AfterValidator
 
 from streamflow.errors import suggestion
-from streamflow.operators.evaluation import Evaluate, Told, evaluation
+from streamflow.operators.evaluation import Evaluate, Evaluation, Told
 
 MASK = 2**64 - 1
 
 
-class Aggregate(Protocol):
-    """Computes something over numbers."""
+class Aggregate(ABC):
+    """Computes something over numbers.
 
+    Attributes:
+        kept: Names of the attributes that tell what it has taken in.
+    """
+
+    kept: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
     def add(self, number: float) -> None:
         """Take in a number."""
-        ...
 
+    @abstractmethod
     def absorb(self, other: Any) -> None:
         """Take in what another one of this kind, which is not used any more, has taken in."""
-        ...
 
+    @abstractmethod
     def result(self) -> float:
         """Return what it computes over one number or more."""
-        ...
 
     def save(self) -> list[Any]:
         """Return its state, for `load`."""
-        ...
+        return [copy(getattr(self, name)) for name in self.kept]
 
     def load(self, state: Sequence[Any]) -> None:
         """Take over what `save` returned."""
-        ...
+        for name, value in zip(self.kept, state, strict=True):
+            setattr(self, name, copy(value))
 
 
-class Folded:
+class Folded(Aggregate):
     """What a function of two numbers makes of all of them, from the left; of integers an integer.
 
     Args:
         fold: The function.
     """
+
+    kept = ("_value",)
 
     def __init__(self, fold: Callable[[float, float], float]) -> None:
         self._fold = fold
@@ -71,21 +82,15 @@ class Folded:
         assert self._value is not None
         return self._value
 
-    def save(self) -> list[Any]:
-        """Return the value."""
-        return [self._value]
 
-    def load(self, state: Sequence[Any]) -> None:
-        """Take over the value."""
-        [self._value] = state
-
-
-class Spread:
+class Spread(Aggregate):
     """Mean and standard deviation (population), by the recurrences of Welford and of Chan et al.
 
     Args:
         is_mean: Whether the result is the mean.
     """
+
+    kept = ("_count", "_mean", "_squares")
 
     def __init__(self, is_mean: bool) -> None:
         self._is_mean = is_mean
@@ -111,16 +116,8 @@ class Spread:
         """Return the mean, or the standard deviation."""
         return self._mean if self._is_mean else math.sqrt(self._squares / self._count)
 
-    def save(self) -> list[Any]:
-        """Return count, mean and sum of squared distances from it."""
-        return [self._count, self._mean, self._squares]
 
-    def load(self, state: Sequence[Any]) -> None:
-        """Take over what `save` returned."""
-        self._count, self._mean, self._squares = state
-
-
-class Quantile:
+class Quantile(Aggregate):
     """A quantile, between two values by linear interpolation.
 
     It is exact for so many values. Beyond, it is that of a random sample of as many: each value
@@ -132,6 +129,8 @@ class Quantile:
         max_values: How many values are kept.
         seed: Another one for each.
     """
+
+    kept = ("_count", "_kept")
 
     def __init__(self, fraction: float, max_values: int, seed: int) -> None:
         self._fraction = fraction
@@ -157,15 +156,6 @@ class Quantile:
         place = self._fraction * (len(numbers) - 1)
         below = numbers[math.floor(place)]
         return below + (numbers[math.ceil(place)] - below) * (place % 1)
-
-    def save(self) -> list[Any]:
-        """Return how many there were, and those that are kept, with their priorities."""
-        return [self._count, list(self._kept)]
-
-    def load(self, state: Sequence[Any]) -> None:
-        """Take over what `save` returned."""
-        self._count, kept = state
-        self._kept = list(kept)
 
     def _keep(self, entry: tuple[int, float]) -> None:
         if len(self._kept) < self._max_values:
@@ -246,13 +236,13 @@ def aggregation(text: str) -> Aggregation:
         return Aggregation(lambda record: 1, PLAIN[name])
     if name != "quantile":
         _expect(text, len(arguments) == 1, f"{name}(price)")
-        return Aggregation(evaluation(arguments[0]), PLAIN[name])
+        return Aggregation(Evaluation(arguments[0]), PLAIN[name])
     _expect(text, len(arguments) == 2, "quantile(price, 0.9)")
     fraction = call.args[1].value if isinstance(call.args[1], ast.Constant) else None
     is_fraction = isinstance(fraction, int | float) and 0 <= fraction <= 1
     _expect(text, is_fraction, "quantile(price, 0.9) with a number from 0 to 1")
     assert isinstance(fraction, int | float)
-    return Aggregation(evaluation(arguments[0]), partial(Quantile, float(fraction)))
+    return Aggregation(Evaluation(arguments[0]), partial(Quantile, float(fraction)))
 
 
 def _call(text: str) -> ast.Call:

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 
 from streamflow.contracts import Context, Processed
 from streamflow.nodes.declarations import Operator
-from streamflow.operators.evaluation import Evaluate, Told, cause_of, evaluation, told
+from streamflow.operators.evaluation import Evaluate, Evaluation, Told, cause_of, told
 from streamflow.operators.expressions import ExpressionField
-from streamflow.operators.step import Step, with_new_values
+from streamflow.operators.step import Step, with_new_values, without_fields
 from streamflow.records import Batch, split_rejected
 
 
@@ -40,7 +40,7 @@ class Derive(Operator):
 
     def open(self, context: Context) -> AbstractContextManager[DeriveStep]:
         """Give the processor."""
-        named = {name: evaluation(text) for name, text in self.fields.items()}
+        named = {name: Evaluation(text) for name, text in self.fields.items()}
         return nullcontext(DeriveStep(named))
 
 
@@ -67,7 +67,7 @@ class DeriveStep(Step):
         """Return the fields of a record, old and new, or why there are none."""
         value, key, timestamp_ms = record
         if not isinstance(value, Mapping):
-            return {}, f"expected fields, found a {type(value).__name__} without"
+            return {}, without_fields(value)
         made = dict(value)
         for name, evaluate in self._fields.items():
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes  # type: ignore[import-untyped]
@@ -16,6 +16,7 @@ from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes  # type: ignore[
 from streamflow.operators.expressions import ABOUT_THE_RECORD, FUNCTIONS, parse
 from streamflow.records import MISSING, Batch
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 Told: TypeAlias = tuple[Any, Any, "int | None"]
@@ -31,28 +32,16 @@ class MissingFieldError(LookupError):
     """A record lacks a field that an expression names."""
 
 
-def evaluation(text: str) -> Evaluate:
-    """Return the function of a record that an expression means, for one thread at a time.
-
-    It raises `MissingFieldError` where the record lacks a field, and any other exception where its
-    fields are not what the expression takes them for.
-
-    Raises:
-        ValueError: The text is no expression, or asks for what expressions cannot do.
-    """
-    return _Evaluation(text)
-
-
-def evaluate_each(
-    evaluate: Evaluate, batch: Batch, convert: Callable[[Any], T]
+def each(
+    function: Callable[[Item], T], items: Iterable[Item]
 ) -> tuple[dict[int, T], dict[int, str]]:
-    """Return what an expression gives for the records, or why it raised, by the index."""
+    """Return what a function gives for each of some items, or why it raised, by the index."""
     results: dict[int, T] = {}
     causes: dict[int, str] = {}
-    for index, record in enumerate(told(batch)):
+    for index, item in enumerate(items):
         try:
-            results[index] = convert(evaluate(record))
-        except Exception as error:  # fields may be anything, so operators may raise anything
+            results[index] = function(item)
+        except Exception as error:  # items may be anything, so a function may raise anything
             causes[index] = cause_of(error)
     return results, causes
 
@@ -70,32 +59,38 @@ def cause_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class _Evaluation:
-    """An expression, evaluated for one record after another."""
+class Evaluation:
+    """The function of a record that an expression means, for one thread at a time.
+
+    It raises `MissingFieldError` where the record lacks a field, and any other exception where its
+    fields are not what the expression takes them for. To the expression it is the record at hand:
+    names lead to its fields.
+
+    Raises:
+        ValueError: The text is no expression, or asks for what expressions cannot do.
+    """
 
     def __init__(self, text: str) -> None:
         self._text, self._tree = text, parse(text)
-        self._names = _Names()
-        asking = {name: getattr(self._names, name) for name in ABOUT_THE_RECORD}
-        self._evaluator = EvalWithCompoundTypes(OPERATORS, {**FUNCTIONS, **asking}, self._names)
+        self._record: Told = (None, None, None)
+        asking = {name: getattr(self, name) for name in ABOUT_THE_RECORD}
+        self._evaluator = EvalWithCompoundTypes(OPERATORS, {**FUNCTIONS, **asking}, self)
 
     def __call__(self, record: Told) -> Any:
-        self._names.record = record
+        """Return what the expression gives for a record."""
+        self._record = record
         return self._evaluator.eval(self._text, self._tree)
-
-
-class _Names:
-    """The record at hand as expressions see it: names lead to its fields."""
-
-    def __init__(self) -> None:
-        self.record: Told = (None, None, None)
 
     def __getitem__(self, name: str) -> Any:
         return self.field(name)
 
     def field(self, name: str, default: Any = MISSING) -> Any:
-        """Return a field, or the default if there is one."""
-        value = self.record[0]
+        """Return a field, or the default if there is one.
+
+        Raises:
+            MissingFieldError: There is neither.
+        """
+        value = self._record[0]
         found = value.get(name, default) if isinstance(value, Mapping) else default
         if found is MISSING:
             kind = "none"
@@ -107,19 +102,19 @@ class _Names:
 
     def has(self, name: str) -> bool:
         """Return whether the record has a field."""
-        return isinstance(self.record[0], Mapping) and name in self.record[0]
+        return isinstance(self._record[0], Mapping) and name in self._record[0]
 
     def key(self) -> Any:
         """Return the key."""
-        return self.record[1]
+        return self._record[1]
 
     def timestamp_ms(self) -> int | None:
         """Return the time."""
-        return self.record[2]
+        return self._record[2]
 
     def value(self) -> Any:
         """Return the whole value."""
-        return self.record[0]
+        return self._record[0]
 
 
 def _plain(value: Any) -> Any:

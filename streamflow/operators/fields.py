@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field, field_validator
 
 from streamflow.contracts import Context, Processed
 from streamflow.nodes.declarations import Operator
-from streamflow.operators.step import Step, absent
-from streamflow.records import MISSING, Batch, split_rejected
+from streamflow.operators.step import Step, absent, note_absent
+from streamflow.records import Batch, split_rejected
 
 if TYPE_CHECKING:
     from streamflow.operators.standardization import StandardizeStep
@@ -106,9 +106,7 @@ class SelectStep(Step):
         for name in self._fields:
             column = batch.column(name)
             if isinstance(column, list):
-                for index, value in enumerate(column):
-                    if value is MISSING:
-                        causes.setdefault(index, absent(batch, index, name))
+                note_absent(batch, name, column, causes)
         good, rejected = split_rejected(batch, causes)
         if not len(good):
             return Processed(rejected=rejected)

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,7 @@ from streamflow.contracts import Context, Processed
 from streamflow.errors import GraphError, Problem
 from streamflow.nodes.callables import CallableError, Named, resolve
 from streamflow.nodes.declarations import Operator
-from streamflow.operators.evaluation import Evaluate, evaluate_each, evaluation
+from streamflow.operators.evaluation import Evaluation, each, told
 from streamflow.operators.expressions import ExpressionField
 from streamflow.operators.step import Step, with_new_values
 from streamflow.records import Batch, split_rejected
@@ -72,7 +72,11 @@ class Map(FunctionOperator):
     type: Literal["map"] = "map"
 
     def open(self, context: Context) -> AbstractContextManager[MapStep]:
-        """Import the function."""
+        """Import the function.
+
+        Raises:
+            CallableError: It does not import.
+        """
         return nullcontext(MapStep(resolve(self.function, context.folder)))
 
 
@@ -104,12 +108,16 @@ class Filter(Operator):
         if self.function is not None:
             yield from _import_problems(self.function, folder)
 
-    def open(self, context: Context) -> AbstractContextManager[FilterStep | WhereStep]:
-        """Import the function, if there is one."""
+    def open(self, context: Context) -> AbstractContextManager[FilterStep]:
+        """Import the function, if there is one.
+
+        Raises:
+            CallableError: It does not import.
+        """
         if self.where is not None:
-            return nullcontext(WhereStep(evaluation(self.where)))
+            return nullcontext(FilterStep(Evaluation(self.where), told))
         assert self.function is not None
-        return nullcontext(FilterStep(resolve(self.function, context.folder)))
+        return nullcontext(FilterStep(resolve(self.function, context.folder), _own_values))
 
 
 class FlatMap(FunctionOperator):
@@ -127,7 +135,11 @@ class FlatMap(FunctionOperator):
     max_records: int = Field(10_000, ge=1, description="Records that one may become.")
 
     def open(self, context: Context) -> AbstractContextManager[FlatMapStep]:
-        """Import the function."""
+        """Import the function.
+
+        Raises:
+            CallableError: It does not import.
+        """
         function = resolve(self.function, context.folder)
         return nullcontext(FlatMapStep(function, self.max_records))
 
@@ -165,7 +177,7 @@ class MapStep(FunctionStep):
 
     def process(self, batch: Batch) -> Processed:
         """Return the records with their new values."""
-        results, causes = _call_each(self._function, batch)
+        results, causes = each(self._function, _own_values(batch))
         good, rejected = split_rejected(batch, causes)
         if not results:
             return Processed(rejected=rejected)
@@ -181,7 +193,7 @@ class FlatMapStep(FunctionStep):
 
     def process(self, batch: Batch) -> Processed:
         """Return what the records become, in order."""
-        results, causes = _call_each(self._several, batch)
+        results, causes = each(self._several, _own_values(batch))
         _, rejected = split_rejected(batch, causes)
         places = [index for index, values in results.items() for _ in values]
         if not places:
@@ -203,29 +215,21 @@ class FlatMapStep(FunctionStep):
 
 
 class FilterStep(FunctionStep):
-    """An open `Filter`."""
+    """An open `Filter`; ``read`` gives what the function is called with for each record."""
+
+    def __init__(
+        self, function: Callable[[Any], Any], read: Callable[[Batch], Iterable[Any]]
+    ) -> None:
+        super().__init__(function)
+        self._read = read
 
     def process(self, batch: Batch) -> Processed:
         """Return the records that pass."""
-        return _passing(batch, *_call_each(lambda value: bool(self._function(value)), batch))
-
-
-class WhereStep(Step):
-    """An open `Filter` by an expression."""
-
-    def __init__(self, condition: Evaluate) -> None:
-        self._condition = condition
-
-    def process(self, batch: Batch) -> Processed:
-        """Return the records that pass."""
-        return _passing(batch, *evaluate_each(self._condition, batch, bool))
-
-
-def _passing(batch: Batch, passes: Mapping[int, bool], causes: Mapping[int, str]) -> Processed:
-    """Return the records that pass, and those rejected."""
-    kept = [index for index, passing in passes.items() if passing]
-    _, rejected = split_rejected(batch, causes)
-    return Processed(batch.select(kept) if kept else None, rejected)
+        function = self._function
+        passes, causes = each(lambda item: bool(function(item)), self._read(batch))
+        kept = [index for index, passing in passes.items() if passing]
+        _, rejected = split_rejected(batch, causes)
+        return Processed(batch.select(kept) if kept else None, rejected)
 
 
 def _import_problems(function: Callable[..., Any] | str, folder: Path) -> Iterator[Problem]:
@@ -235,20 +239,8 @@ def _import_problems(function: Callable[..., Any] | str, folder: Path) -> Iterat
         yield Problem(("function",), str(error))
 
 
-class Remembering(Protocol):
-    """A function of the user's that goes on from a checkpoint."""
-
-    def state(self) -> dict[str, Any]:
-        """Return copies of what it remembers, as `streamflow.contracts.Processor.state` does."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
-        ...
-
-
-def _remembering(function: Any) -> Remembering | None:
-    """Return the function if it has both methods of its own.
+def _remembering(function: Any) -> Any:
+    """Return the function if it has both methods, ``state`` and ``restore``, of its own.
 
     A class that is called for each record has them for its instances, and remembers nothing itself.
     """
@@ -256,20 +248,6 @@ def _remembering(function: Any) -> Remembering | None:
         return None
     methods = (getattr(function, name, None) for name in ("state", "restore"))
     return function if all(map(callable, methods)) else None
-
-
-def _call_each(
-    function: Callable[[Any], Any], batch: Batch
-) -> tuple[dict[int, Any], dict[int, str]]:
-    """Return the function's results, or else why it raised, by the record's index."""
-    results: dict[int, Any] = {}
-    causes: dict[int, str] = {}
-    for index, value in enumerate(_own_values(batch)):
-        try:
-            results[index] = function(value)
-        except Exception as error:  # whatever the user's function raises concerns one record
-            causes[index] = f"{type(error).__name__}: {error}"
-    return results, causes
 
 
 def _own_values(batch: Batch) -> list[Any]:

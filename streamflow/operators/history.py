@@ -12,8 +12,8 @@ from pydantic import Field
 from streamflow.contracts import Context, Processed
 from streamflow.operators.fields import FieldNames
 from streamflow.operators.keys import KeyedOperator, KeyedStep
-from streamflow.operators.step import absent, with_new_values
-from streamflow.records import MISSING, Batch, column_items, split_rejected
+from streamflow.operators.step import note_absent, with_new_values
+from streamflow.records import Batch, column_items, split_rejected
 
 
 class History(KeyedOperator):
@@ -65,9 +65,7 @@ class HistoryStep(KeyedStep[deque[tuple[Any, ...]]]):
         columns = [list(column_items(batch.column(name))) for name in self._names]
         causes: dict[int, str] = {}
         for name, column in zip(self._names, columns, strict=True):
-            for index, value in enumerate(column):
-                if value is MISSING:
-                    causes.setdefault(index, absent(batch, index, name))
+            note_absent(batch, name, column, causes)
         entries = list(zip(*columns, strict=True))
         found = {
             index: history

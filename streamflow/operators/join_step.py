@@ -10,9 +10,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from streamflow.contracts import Processed
 from streamflow.nodes.durations import milliseconds
-from streamflow.operators.joins import Join
-from streamflow.operators.step import absent, size_of
-from streamflow.operators.watermarks import WatermarkStep
+from streamflow.operators.join_options import JoinOptions
+from streamflow.operators.step import absent, size_of, without_fields
+from streamflow.operators.watermarks import Clocked, WatermarkStep
 from streamflow.records import (
     Batch,
     Headers,
@@ -29,17 +29,15 @@ class Left:
     Attributes:
         time_ms: What counts as its time.
         number: Grows with each record.
+        value: Its fields.
+        origin: Its key, timestamp, headers, partition and offset.
         is_matched: Whether it was given.
     """
 
     time_ms: int
     number: int
     value: Mapping[str, Any]
-    key: Any
-    timestamp_ms: int | None
-    headers: Headers
-    partition: Partition
-    offset: int
+    origin: tuple[Any, int | None, Headers, Partition, int]
     is_matched: bool = False
 
 
@@ -52,11 +50,9 @@ class Right:
 
 
 @dataclass(slots=True)
-class Sides:
+class Sides(Clocked):
     """What is remembered of a key, each side in the order of time."""
 
-    newest_ms: int
-    look_ms: int
     left: list[Left] = field(default_factory=list)
     right: list[Right] = field(default_factory=list)
 
@@ -72,7 +68,7 @@ BY_TIME = attrgetter("time_ms")
 class JoinStep(WatermarkStep[Sides]):
     """An open `Join`."""
 
-    def __init__(self, operator: Join) -> None:
+    def __init__(self, operator: JoinOptions) -> None:
         super().__init__(operator, operator.delay)
         self._join = operator
         self._within_ms = None if operator.within is None else milliseconds(operator.within)
@@ -145,7 +141,7 @@ class JoinStep(WatermarkStep[Sides]):
         causes: dict[int, str] = {}
         for index, row in enumerate(rows):
             if not isinstance(row, Mapping):
-                causes[index] = f"expected fields, found a {type(row).__name__} without"
+                causes[index] = without_fields(row)
                 continue
             for name in self._join.fields or () if is_right[index] else ():
                 if name not in row:
@@ -201,14 +197,12 @@ class JoinStep(WatermarkStep[Sides]):
             {**left.value, **_others(left.value, right.fields if right else none)}
             for left, right in pairs
         ]
-        lefts = [left for left, _ in pairs]
-        keys = [left.key for left in lefts]
-        times = [left.timestamp_ms for left in lefts]
-        headers = [left.headers for left in lefts]
+        origins = (left.origin for left, _ in pairs)
+        keys, times, headers, partitions, offsets = map(list, zip(*origins, strict=True))
         return Batch(
             to_columns(values),
-            [left.partition for left in lefts],
-            [left.offset for left in lefts],
+            partitions,
+            offsets,
             None if keys.count(None) == len(keys) else keys,
             None if times.count(None) == len(times) else times,
             headers if any(headers) else None,
@@ -306,31 +300,25 @@ class AllStep(JoinStep):
 def _left(
     batch: Batch, index: int, rows: Sequence[Mapping[str, Any]], time_ms: int, number: int
 ) -> Left:
-    return Left(
-        time_ms,
-        number,
-        dict(rows[index]),
-        batch.keys[index] if batch.keys else None,
-        batch.timestamps_ms[index] if batch.timestamps_ms else None,
-        batch.headers[index] if batch.headers else (),
-        batch.partitions[index],
-        batch.offsets[index],
-    )
+    key = batch.keys[index] if batch.keys else None
+    timestamp_ms = batch.timestamps_ms[index] if batch.timestamps_ms else None
+    headers = batch.headers[index] if batch.headers else ()
+    origin = key, timestamp_ms, headers, batch.partitions[index], batch.offsets[index]
+    return Left(time_ms, number, dict(rows[index]), origin)
 
 
 def _saved(left: Left) -> list[Any]:
     """Return a record as a state tree."""
-    return [
-        *(left.time_ms, left.number, left.value, left.key, left.timestamp_ms, left.headers),
-        *(astuple(left.partition), left.offset, left.is_matched),
-    ]
+    *rest, partition, offset = left.origin
+    place = astuple(partition), offset
+    return [left.time_ms, left.number, left.value, *rest, *place, left.is_matched]
 
 
 def _loaded(saved: Sequence[Any]) -> Left:
     """Return the record that `_saved` was given."""
     time_ms, number, value, key, timestamp_ms, headers, partition, offset, is_matched = saved
-    origin = Partition(*partition), offset
-    return Left(time_ms, number, value, key, timestamp_ms, headers, *origin, is_matched)
+    origin = key, timestamp_ms, headers, Partition(*partition), offset
+    return Left(time_ms, number, value, origin, is_matched)
 
 
 def _order(pair: Pair) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from streamflow.contracts import Processed
 from streamflow.nodes.declarations import Operator
 from streamflow.nodes.durations import SpanField, milliseconds
 from streamflow.operators.fields import FieldNames
-from streamflow.operators.step import Step, absent
+from streamflow.operators.step import Step, note_absent
 from streamflow.operators.times import TimeUnit, read_times
 from streamflow.records import MISSING, Batch, column_items, split_rejected
 
@@ -94,7 +94,7 @@ class KeyedOperator(Operator):
         return self
 
 
-class States(Generic[S]):
+class KeyedStates(Generic[S]):
     """What is remembered of each key."""
 
     def __init__(self, max_keys: int, ttl: float | None) -> None:
@@ -110,7 +110,7 @@ class States(Generic[S]):
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"<States of {len(self)} keys>"
+        return f"<KeyedStates of {len(self)} keys>"
 
     def values(self) -> Iterator[S]:
         """Yield what is remembered, of the key not seen for longest first."""
@@ -175,7 +175,7 @@ class KeyedStep(Step, Generic[S]):
     def __init__(self, operator: KeyedOperator) -> None:
         self._operator = operator
         self._has_times = operator.needs_time or operator.ttl is not None
-        self._states: States[S] = States(operator.max_keys, operator.ttl)
+        self._states: KeyedStates[S] = KeyedStates(operator.max_keys, operator.ttl)
         self._num_left_out = 0
 
     def report(self) -> dict[str, Any]:
@@ -251,8 +251,7 @@ def read_keys(batch: Batch, by: Sequence[str] | None, causes: dict[int, str]) ->
     columns = [list(column_items(batch.column(name))) for name in by]
     for name, column in zip(by, columns, strict=True):
         if MISSING in column:
-            for index in (index for index, value in enumerate(column) if value is MISSING):
-                causes.setdefault(index, absent(batch, index, name))
+            note_absent(batch, name, column, causes)
         _check(column, name, causes)
     return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from streamflow.contracts import Context, Processed
 from streamflow.nodes.declarations import Operator
-from streamflow.operators.step import Step
+from streamflow.operators.step import Step, without_fields
 from streamflow.records import Batch, estimate_bytes, split_rejected
 
 
@@ -52,7 +52,7 @@ class MergeStep(Step):
         causes: dict[int, str] = {}
         if not isinstance(batch.values, dict):
             causes = {
-                index: f"expected fields, found a {type(value).__name__} without"
+                index: without_fields(value)
                 for index, value in enumerate(batch.values)
                 if not isinstance(value, Mapping)
             }

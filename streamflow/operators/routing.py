@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from streamflow.contracts import Context, Processed
 from streamflow.nodes.declarations import Operator
-from streamflow.operators.evaluation import Evaluate, Told, cause_of, evaluation, told
+from streamflow.operators.evaluation import Evaluate, Evaluation, Told, each, told
 from streamflow.operators.expressions import ExpressionField
 from streamflow.operators.step import Step
 from streamflow.records import Batch, split_rejected
@@ -60,7 +60,7 @@ class Route(Operator):
 
     def open(self, context: Context) -> AbstractContextManager[RouteStep]:
         """Give the processor."""
-        named = {name: evaluation(text) for name, text in self.outputs.items()}
+        named = {name: Evaluation(text) for name, text in self.outputs.items()}
         return nullcontext(RouteStep(named, self.otherwise))
 
 
@@ -73,16 +73,8 @@ class RouteStep(Step):
 
     def process(self, batch: Batch) -> Processed:
         """Return the records that go anywhere, and where each of them goes."""
-        found: dict[int, str] = {}
-        causes: dict[int, str] = {}
-        for index, record in enumerate(told(batch)):
-            try:
-                name = self._output_of(record)
-            except Exception as error:  # fields may be anything, so operators may raise anything
-                causes[index] = cause_of(error)
-            else:
-                if name is not None:
-                    found[index] = name
+        names, causes = each(self._output_of, told(batch))
+        found = {index: name for index, name in names.items() if name is not None}
         _, rejected = split_rejected(batch, causes)
         if not found:
             return Processed(rejected=rejected)

@@ -28,7 +28,7 @@ class StandardizeStep(Step):
     def __init__(self, fields: tuple[str, ...]) -> None:
         self._fields = fields
         self._shapes: list[Shape] | None = None
-        self._moments = Moments(0)
+        self._moments = Moments()
 
     def process(self, batch: Batch) -> Processed:
         """Return the records with the fields replaced."""
@@ -63,7 +63,6 @@ class StandardizeStep(Step):
             self._shapes = _first_shapes(columns)
             if self._shapes is None:
                 return np.full((len(columns[0]), 1), np.nan)
-            self._moments = Moments(sum(map(math.prod, self._shapes)))
         return np.concatenate(
             [_block(column, shape) for column, shape in zip(columns, self._shapes, strict=True)],
             axis=1,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from streamflow.contracts import Processed
-from streamflow.records import Batch, estimate_bytes, to_columns
+from streamflow.records import MISSING, Batch, estimate_bytes, to_columns
 
 SIZED_VALUES = 16
 """How many values of a batch are looked at to estimate its size."""
@@ -41,6 +41,18 @@ def absent(batch: Batch, index: int, name: str) -> str:
     if isinstance(batch.values, dict) or isinstance(value := batch.values[index], Mapping):
         return f"expected the field {name}, found none"
     return f"expected the field {name}, found a {type(value).__name__} without fields"
+
+
+def note_absent(batch: Batch, name: str, column: Iterable[Any], causes: dict[int, str]) -> None:
+    """Let ``causes`` tell of the records that lack a field, by the index."""
+    for index, value in enumerate(column):
+        if value is MISSING:
+            causes.setdefault(index, absent(batch, index, name))
+
+
+def without_fields(value: Any) -> str:
+    """Return why a record is rejected that is to have fields, and has none."""
+    return f"expected fields, found a {type(value).__name__} without"
 
 
 def with_new_values(batch: Batch, values: list[Any]) -> Batch:

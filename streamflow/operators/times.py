@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
-from streamflow.operators.step import absent
-from streamflow.records import MISSING, Batch, column_items
+from streamflow.operators.step import note_absent
+from streamflow.records import Batch, column_items
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us"]
 
@@ -33,9 +33,7 @@ def read_times(
     if name is None:
         return _read(batch.timestamps_ms or [None] * len(batch), _timestamp, causes)
     column = column_items(batch.column(name))
-    for index, value in enumerate(column):
-        if value is MISSING:
-            causes.setdefault(index, absent(batch, index, name))
+    note_absent(batch, name, column, causes)
     return _read(column, lambda value: _of_field(value, name, unit), causes)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from streamflow.nodes.durations import milliseconds
 from streamflow.operators.keys import KeyedOperator, KeyedStep
@@ -18,7 +19,8 @@ from streamflow.operators.keys import KeyedOperator, KeyedStep
 NEVER_MS = -(2**62)
 
 
-class Clocked(Protocol):
+@dataclass(slots=True)
+class Clocked:
     """What is remembered of a key.
 
     Attributes:

@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from typing import Any
 
 from streamflow.contracts import Processed
 from streamflow.nodes.durations import milliseconds
 from streamflow.operators.aggregates import Aggregate, aggregation
 from streamflow.operators.evaluation import cause_of, told
+from streamflow.operators.panes import Fixed, Pane, Panes, Sessions
 from streamflow.operators.step import size_of
 from streamflow.operators.watermarks import WatermarkStep
-from streamflow.operators.windows import Fixed, Pane, Panes, Sessions, Window
+from streamflow.operators.window_options import WindowOptions
 from streamflow.records import Batch, Partition, split_rejected, to_columns
 
 Due = tuple[Hashable, Pane]
 """A key and a window of it that is due."""
 
 
-@dataclass(slots=True)
-class Rows:
-    """Windows as output records."""
-
-    values: list[Any] = field(default_factory=list)
-    keys: list[Any] = field(default_factory=list)
-    times_ms: list[int] = field(default_factory=list)
-    partitions: list[Partition] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-
-    def add(self, pane: Pane, value: dict[str, Any]) -> None:
-        """Add a window that has this value."""
-        partition, offset, key = pane.origin
-        self.values.append(value)
-        self.keys.append(key)
-        self.times_ms.append(pane.end_ms)
-        self.partitions.append(partition)
-        self.offsets.append(offset)
-
-    def batch(self) -> Batch | None:
-        """Return them as a batch, if there are any."""
-        if not self.values:
-            return None
-        return Batch(
-            to_columns(self.values),
-            self.partitions,
-            self.offsets,
-            None if all(key is None for key in self.keys) else self.keys,
-            self.times_ms,
-            size_bytes=size_of(self.values),
-        )
+Row = tuple[dict[str, Any], int, Partition, int, Any]
+"""A window as an output record: value, time in milliseconds, partition, offset and key."""
 
 
 class WindowStep(WatermarkStep[Panes]):
     """An open `Window`."""
 
-    def __init__(self, operator: Window) -> None:
+    def __init__(self, operator: WindowOptions) -> None:
         super().__init__(operator, operator.delay)
         self._window = operator
         self._by = operator.by or ()
@@ -68,7 +40,7 @@ class WindowStep(WatermarkStep[Panes]):
     def process(self, batch: Batch) -> Processed:
         """Return the windows that are due, and the records that are rejected."""
         causes: dict[int, str] = {}
-        rows = Rows()
+        rows: list[Row] = []
         numbers = self._numbers(batch, causes)
         own_keys = batch.keys or [None] * len(batch)
         for index, key, time_ms in self._each(batch, causes):
@@ -79,16 +51,16 @@ class WindowStep(WatermarkStep[Panes]):
             elif not is_taken:
                 self._num_left_out += 1
         _, rejected = split_rejected(batch, causes)
-        return Processed(rows.batch(), rejected)
+        return Processed(_batch_of(rows), rejected)
 
     def end(self) -> Processed:
         """Return the windows that are open."""
-        rows = Rows()
+        rows: list[Row] = []
         self._give(_not_given(self._states.items()), rows)
         for state in self._states.values():
             state.panes.clear()
         self._num_windows = 0
-        return Processed(rows.batch())
+        return Processed(_batch_of(rows))
 
     def report(self) -> dict[str, Any]:
         """Return figures about keys and windows."""
@@ -124,7 +96,7 @@ class WindowStep(WatermarkStep[Panes]):
         time_ms: int,
         numbers: Sequence[float],
         origin: tuple[Partition, int, Any],
-        rows: Rows,
+        rows: list[Row],
     ) -> bool:
         """Take a record in and give what is due; return whether any window took the record."""
         state = self._met(key, time_ms, Panes(time_ms, time_ms, {}))
@@ -178,7 +150,7 @@ class WindowStep(WatermarkStep[Panes]):
         ends += [end + self._lateness_ms for end in ends]
         return min((end for end in ends if end > self._watermark(state)), default=None)
 
-    def _give(self, due: list[Due], rows: Rows) -> None:
+    def _give(self, due: list[Due], rows: list[Row]) -> None:
         """Make windows records, in the order of their ends."""
         for key, pane in sorted(due, key=lambda one: (one[1].end_ms, one[1].number)):
             own: Any = key if len(self._by) > 1 else (key,)
@@ -188,7 +160,7 @@ class WindowStep(WatermarkStep[Panes]):
             value |= dict(zip(self._aggregations, results, strict=True))
             if self._lateness_ms:
                 value["revision"] = pane.revision
-            rows.add(pane, value)
+            rows.append((value, pane.end_ms, *pane.origin))
             pane.revision += 1
             pane.is_given = True
 
@@ -223,3 +195,18 @@ def _not_given(states: Iterable[tuple[Hashable, Panes]]) -> list[Due]:
     """Return the windows of keys that hold what was not given yet."""
     panes = [(key, pane) for key, state in states for pane in state.panes.values()]
     return [(key, pane) for key, pane in panes if not pane.is_given]
+
+
+def _batch_of(rows: list[Row]) -> Batch | None:
+    """Return output records as a batch, if there are any."""
+    if not rows:
+        return None
+    values, times_ms, partitions, offsets, keys = map(list, zip(*rows, strict=True))
+    return Batch(
+        to_columns(values),
+        partitions,
+        offsets,
+        None if keys.count(None) == len(keys) else keys,
+        times_ms,
+        size_bytes=size_of(values),
+    )

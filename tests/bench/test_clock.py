@@ -5,12 +5,12 @@ import pytest
 
 from streamflow.bench import memory
 from streamflow.bench.clock import measure, power_below, settle
-from streamflow.bench.learners import Learner
+from streamflow.bench.contestants import Contestant
 from streamflow.bench.samples import Waiting
-from tests.bench.test_learners import samples
+from tests.bench.test_contestants import samples
 
 
-class Counting(Learner):
+class Counting(Contestant):
     """Learns nothing, and takes note of what it is asked for."""
 
     def __init__(self, waiting: Waiting) -> None:
@@ -36,19 +36,19 @@ def test_calls_have_a_power_of_two_samples(wanted: float, most: int, found: int)
 
 
 def test_all_kinds_of_calls_are_made_before_anything_counts() -> None:
-    learner = Counting(samples())
-    assert settle(learner, 4, most=8, seconds=1.0) == 4
-    assert learner.calls == [4, 4, 4, 4, 4, 1, 0]
+    contestant = Counting(samples())
+    assert settle(contestant, 4, most=8, seconds=1.0) == 4
+    assert contestant.calls == [4, 4, 4, 4, 4, 1, 0]
     quick = Counting(samples())
     assert settle(quick, None, most=8, seconds=1e9) == 8
     assert set(quick.calls) == {0, 1, 8}
 
 
 def test_a_round_counts_what_was_learned() -> None:
-    learner = Counting(samples())
-    found = measure(learner, 4, seconds=1e-9, memory=0)
+    contestant = Counting(samples())
+    found = measure(contestant, 4, seconds=1e-9, memory=0)
     assert (found.num_samples, found.num_singles) == (4, 10)  # the fewest, in no time
-    assert learner.calls == [4, 0, 4, 0, *[1] * 10, 0]
+    assert contestant.calls == [4, 0, 4, 0, *[1] * 10, 0]
     assert found.rate > 0
     assert 0 < found.latency_p50 <= found.latency_p99
     assert found.learning == "not at all"

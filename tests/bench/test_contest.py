@@ -7,7 +7,7 @@ import pytest
 from streamflow.bench import Result, Settings, bench_model
 from streamflow.bench.results import Row
 from streamflow.errors import OptionError
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 
 SHORT: dict[str, Any] = {"rounds": 2, "seconds": 0.01}
 LAYERS = ({"Linear": [3, 4]}, "Tanh", {"Linear": [4, 4]}, "Tanh", {"Linear": [4, 1]})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from streamflow.bench.samples import Waiting, draw
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.models.network import build_network
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streamflow.errors import GraphError
 from streamflow.graph import Graph
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.operators.fields import Select
 from streamflow.operators.functions import Filter
 from streamflow_connectors.kafka import KafkaSink, KafkaSource

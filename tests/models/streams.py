@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from streamflow.contracts import Context, Processed
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.records import Batch, Partition, Record, to_columns
 
 PARTITION = Partition("readings", (("path", "a.csv"),), "line")

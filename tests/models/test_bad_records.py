@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from tests.models.streams import line, model, readings, run
 
 BAD: list[tuple[Any, str]] = [

@@ -14,8 +14,8 @@ from torch import nn
 
 from streamflow.contracts import Context
 from streamflow.errors import GraphError
-from streamflow.models.declaration import Model
 from streamflow.models.deep import model_problems
+from streamflow.models.model import Model
 from tests.models.streams import batch_of, line, run
 from tests.models.test_state import goes_on
 

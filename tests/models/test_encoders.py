@@ -367,7 +367,7 @@ def test_an_index_is_never_imputed() -> None:
     index = {"field": "f", "hash": 9, "encode": "index"}
     with pytest.raises(GraphError, match=r"features\.1: expected nan: error or skip for an index"):
         line(features=("x", index), nan="impute")
-    assert line(features=("x", {**index, "nan": "skip"}), nan="impute").imputes
+    assert line(features=("x", {**index, "nan": "skip"}), nan="impute").has_gaps("impute")
 
 
 def test_the_width_of_the_network_is_checked(tmp_path: Path) -> None:

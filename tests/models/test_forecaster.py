@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from tests.models.streams import line, model, readings, run
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from streamflow.contracts import Context, Processor
 from streamflow.models import forecaster
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.records import Record
 from streamflow.testing import check_operator
 from tests.models.streams import Outcome, batch_of, line, model, numbers, readings, run

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.operators.evaluation import MissingFieldError, cause_of, evaluation
+from streamflow.operators.evaluation import Evaluation, MissingFieldError, cause_of
 from streamflow.operators.expressions import FUNCTIONS, check
 
 FIELDS = {"a": 3, "b": -1.5, "c": "text", "d": [1, 2, 3], "e": None, "f": {"x": 7}, "g": True}
@@ -17,7 +17,7 @@ RECORD = (FIELDS, "key 1", 1_700_000_000_000)
 
 
 def value_of(text: str, record: Any = RECORD) -> Any:
-    return evaluation(text)(record)
+    return Evaluation(text)(record)
 
 
 atoms = st.sampled_from(
@@ -67,7 +67,7 @@ def outcome(function: Any, *arguments: Any) -> str:
 @given(expressions)
 def test_expressions_mean_what_python_means(text: str) -> None:
     names = {"abs": abs, "max": max, "len": len, "str": str, **FIELDS}
-    evaluate = evaluation(text)
+    evaluate = Evaluation(text)
     expected = outcome(lambda: eval(text, {"__builtins__": {}}, names))
     assert outcome(evaluate, RECORD) == expected
     assert outcome(evaluate, RECORD) == expected  # nothing is left over from a record before
@@ -198,6 +198,6 @@ def test_arrays_are_added_and_multiplied_by_element() -> None:
 
 
 def test_a_list_belongs_to_its_record() -> None:
-    evaluate = evaluation("[1, 2]")
+    evaluate = Evaluation("[1, 2]")
     evaluate(RECORD).append(3)
     assert evaluate(RECORD) == [1, 2]

@@ -14,7 +14,7 @@ import pytest
 from streamflow.codecs import CsvFormat
 from streamflow.errors import ConnectorError, GraphError
 from streamflow.graph import FailureBudget, Graph
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.operators.functions import Map
 from streamflow.records import Record
 from streamflow.runtime.letters import Damaged, Letter, LetterFile

@@ -16,7 +16,7 @@ import pytest
 
 from streamflow.contracts import Context, Writer
 from streamflow.graph import Graph
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes import Sink
 from streamflow.records import Batch, Rejected
 from streamflow.runtime.letters import Letter, LetterFile

@@ -12,7 +12,7 @@ import pytest
 
 from streamflow.errors import ConnectorError, RunStoppedError
 from streamflow.graph import Checkpoints, FailureBudget, Graph
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.nodes import Buffer
 from streamflow.operators.functions import Map
 from streamflow.records import Record

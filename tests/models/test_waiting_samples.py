@@ -7,30 +7,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamflow.models.waiting_samples import Held, Holding
+from streamflow.models.waiting_samples import WaitingSample, WaitingSamples
 from tests.state_trees import pack, unpack
 
 KEYS = st.sampled_from([None, "a", "b", 7, 7.5, b"c"])
 STEPS = st.lists(st.tuples(st.sampled_from(["push", "push", "pop", "drop", "restore"]), KEYS))
 
 
-def record(number: int) -> Held:
-    return Held(torch.full((1, 2), float(number)), {"prediction": [number]}, f"before {number}")
+def record(number: int) -> WaitingSample:
+    return WaitingSample(
+        torch.full((1, 2), float(number)), {"prediction": [number]}, f"before {number}"
+    )
 
 
-def told(held: Held) -> tuple[Any, ...]:
+def told(held: WaitingSample) -> tuple[Any, ...]:
     return held.inputs.tolist(), held.predicted, held.previous
 
 
 @given(STEPS)
 @settings(deadline=None)
 def test_records_come_back_in_order_of_their_key(steps: list[tuple[str, Any]]) -> None:
-    holding = Holding()
+    holding = WaitingSamples()
     expected: OrderedDict[Any, tuple[deque[Any], list[Any]]] = OrderedDict()
     for number, (step, key) in enumerate(steps):
         if step == "restore":
             state = pack(holding.state())
-            holding = Holding.restored(unpack(state))
+            holding = WaitingSamples.restored(unpack(state))
             assert pack(holding.state()) == state
         elif step == "drop":
             if expected:
@@ -53,7 +55,7 @@ def test_records_come_back_in_order_of_their_key(steps: list[tuple[str, Any]]) -
 
 
 def test_slots_and_rows_are_used_again() -> None:
-    holding = Holding()
+    holding = WaitingSamples()
     for number in range(1000):
         holding.push(holding.row_of(number), record(number))
         if holding.num_keys > 3:
@@ -62,7 +64,7 @@ def test_slots_and_rows_are_used_again() -> None:
 
 
 def test_a_state_is_a_copy_and_columns_alone() -> None:
-    holding = Holding()
+    holding = WaitingSamples()
     for number in range(100):
         holding.push(holding.row_of(number % 10), record(number))
     state = holding.state()
@@ -74,7 +76,7 @@ def test_a_state_is_a_copy_and_columns_alone() -> None:
 
 
 def test_a_record_that_is_taken_out_is_the_callers() -> None:
-    holding = Holding()
+    holding = WaitingSamples()
     row = holding.row_of(None)
     holding.push(row, record(1))
     held = holding.pop(row)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from streamflow.bench.samples import Array, Waiting
 from streamflow.bench.ways import Way
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from streamflow.models.network import build_network, load_weights
 from streamflow.models.options import pipeline_options
 from streamflow.pipeline import Pipeline
@@ -24,7 +24,7 @@ from streamflow.pipeline.stages.updates import parameter_groups
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WayJob:
     """A way to learn a model, with all that it needs in a process of its own.
 
     Attributes:
@@ -44,7 +44,7 @@ class Job:
     waiting: Waiting
 
 
-class Learner(ABC):
+class Contestant(ABC):
     """Predicts and learns the samples of a job, again and again."""
 
     def __init__(self, waiting: Waiting) -> None:
@@ -72,7 +72,7 @@ class Learner(ABC):
 
 
 @contextmanager
-def open_learner(job: Job) -> Iterator[Learner]:
+def open_contestant(job: WayJob) -> Iterator[Contestant]:
     """Build the network of a job and what learns it.
 
     Raises:
@@ -90,7 +90,7 @@ def open_learner(job: Job) -> Iterator[Learner]:
         yield _Piped(pipeline, job.waiting)
 
 
-class _Piped(Learner):
+class _Piped(Contestant):
     """A pipeline."""
 
     def __init__(self, pipeline: Pipeline, waiting: Waiting) -> None:
@@ -110,7 +110,7 @@ class _Piped(Learner):
         self._pipeline.process(self._inputs[first:stop], targets)
 
 
-class _Loop(Learner):
+class _Loop(Contestant):
     """What a script without streamflow does: sample by sample, and nothing else."""
 
     def __init__(self, network: nn.Module, options: Options, waiting: Waiting) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamflow.bench.learners import Job, Learner, open_learner
+from streamflow.bench.contestants import Contestant, WayJob, open_contestant
 from streamflow.bench.samples import Waiting
 from streamflow.bench.ways import Way
-from streamflow.models.declaration import Model
+from streamflow.models.model import Model
 from tests.bench.networks import Recurrent
 
 LOOP = Way("loop-1", "loop", is_compiled=False)
@@ -30,17 +30,17 @@ def samples() -> Waiting:
     return Waiting(inputs.numpy(), targets.numpy())
 
 
-def job(net: nn.Module, way: Way, waiting: Waiting, **options: Any) -> Job:
+def job(net: nn.Module, way: Way, waiting: Waiting, **options: Any) -> WayJob:
     declared: dict[str, Any] = {"inputs": ["in"], "features": "x", "target": "y"}
     model = Model(**declared | {"network": lambda: net} | options)
-    return Job(model, Path(), way, 1, (), waiting)
+    return WayJob(model, Path(), way, 1, (), waiting)
 
 
 def learn(net: nn.Module, way: Way, **options: Any) -> dict[str, Tensor]:
-    with open_learner(job(net, way, samples(), **options)) as learner:
+    with open_contestant(job(net, way, samples(), **options)) as contestant:
         for count in COUNTS:
-            learner.take(count)
-        learner.finish()
+            contestant.take(count)
+        contestant.finish()
     return {name: value.detach().clone() for name, value in net.named_parameters()}
 
 
@@ -123,9 +123,9 @@ def test_a_loss_may_need_no_target(way: Way) -> None:
     net = network()
     waiting = Waiting(samples().inputs, None)
     options: dict[str, Any] = {"target": None, "loss": own_loss}
-    with open_learner(job(net, way, waiting, **options)) as learner:
-        learner.take(3)
-        learner.finish()
+    with open_contestant(job(net, way, waiting, **options)) as contestant:
+        contestant.take(3)
+        contestant.finish()
     wanted = network()
     optimizer = torch.optim.SGD(wanted.parameters(), lr=0.01)
     for x in torch.from_numpy(waiting.inputs[:3, None]):
@@ -140,19 +140,19 @@ def test_a_model_that_does_not_learn_keeps_its_weights(way: Way) -> None:
     calls: list[int] = []
     net = network()
     net.register_forward_hook(lambda _module, _inputs, output: calls.append(len(output)))
-    with open_learner(job(net, way, Waiting(samples().inputs, None), learn=False)) as learner:
-        learner.take(3)
+    with open_contestant(job(net, way, Waiting(samples().inputs, None), learn=False)) as contestant:
+        contestant.take(3)
     assert sum(calls) >= 3
     assert_equal(dict(net.named_parameters()), network())
 
 
 def learning(way: Way, net: nn.Module) -> str:
-    def tell(learner: Learner) -> str:
-        learner.take(4)
-        return learner.learning
+    def tell(contestant: Contestant) -> str:
+        contestant.take(4)
+        return contestant.learning
 
-    with open_learner(job(net, way, samples())) as learner:
-        return tell(learner)
+    with open_contestant(job(net, way, samples())) as contestant:
+        return tell(contestant)
 
 
 def test_it_is_told_how_a_pipeline_learns() -> None:
@@ -170,6 +170,6 @@ def test_weights_are_loaded(tmp_path: Path) -> None:
     torch.manual_seed(9)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     made = job(net, LOOP, samples(), weights=str(tmp_path / "w.safetensors"))
-    with open_learner(made):
+    with open_contestant(made):
         pass
     assert_equal(dict(net.named_parameters()), network())
