@@ -20,10 +20,11 @@ from rich.text import Text
 
 from streamflow.cli import exit_codes
 from streamflow.cli.running import log_to, run_in_foreground
-from streamflow.codecs.formats import encode, named_format
+from streamflow.codecs.conversion import encode
+from streamflow.codecs.formats import named_format
 from streamflow.contracts import Context, Writer
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, Problem, RunStoppedError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.nodes.declarations import Sink, Source
 from streamflow.records import Batch, Rejected
 from streamflow.runtime.run import Run

@@ -9,6 +9,7 @@ from streamflow.nodes.declarations import (
     Receiver,
     Sink,
     Source,
+    Surroundings,
     node_of,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "Receiver",
     "Sink",
     "Source",
+    "Surroundings",
     "node_of",
 ]

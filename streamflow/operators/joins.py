@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from streamflow.contracts import Context
 from streamflow.errors import GraphError, Problem
-from streamflow.nodes.durations import DurationField, SpanField
+from streamflow.nodes.units import DurationField, SpanField
 from streamflow.operators.fields import FieldNames
 from streamflow.operators.keys import KeyedOperator
 

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from streamflow.nodes.durations import milliseconds
+from streamflow.nodes.units import milliseconds
 from streamflow.operators.keys import KeyedOperator, KeyedStep
 
 NEVER_MS = -(2**62)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from streamflow.contracts import Context
-from streamflow.nodes.durations import DurationField, SpanField, milliseconds
+from streamflow.nodes.units import DurationField, SpanField, milliseconds
 from streamflow.operators.aggregates import Aggregate, AggregateField
 from streamflow.operators.keys import KeyedOperator
 from streamflow.records import Partition
