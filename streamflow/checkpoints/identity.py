@@ -35,7 +35,8 @@ from pydantic_core import PydanticSerializationError
 
 from streamflow.checkpoints.names import name_of, unbound
 from streamflow.errors import Problem
-from streamflow.graph.graph import SECTIONS, Graph
+from streamflow.graph.graph import GraphDeclaration
+from streamflow.graph.structure import SECTIONS
 from streamflow.models.declaration import Model
 from streamflow.nodes.declarations import Node
 from streamflow.nodes.problems import secret_options
@@ -78,7 +79,7 @@ class Identity:
         return hashlib.sha256(_text(self.canonical).encode()).hexdigest()
 
 
-def identify(graph: Graph) -> Identity:
+def identify(graph: GraphDeclaration) -> Identity:
     """Return what identifies a graph."""
     sections: dict[str, dict[str, dict[str, Any]]] = {section: {} for section in SECTIONS[:-1]}
     for section, name, node in graph.nodes():

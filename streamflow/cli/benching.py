@@ -22,8 +22,8 @@ from streamflow.bench.tables import result_tables
 from streamflow.cli import exit_codes
 from streamflow.cli.checking import read_or_explain
 from streamflow.cli.planning import ArgumentError, chosen_models, parsed_shape
+from streamflow.dataflow import Graph
 from streamflow.errors import StreamflowError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.models.declaration import LOSS_TASKS, Model
 from streamflow.models.shapes import ShapeError
 from streamflow.observe.chart import bar_chart, require_pictures

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, Problem
-from streamflow.graph.graph import Graph
 
 
 def read_or_explain(

@@ -134,7 +134,7 @@ def _located(path: Path, instance: str) -> Path:
         GraphError: The graph cannot be read, or takes no checkpoints.
     """
     from streamflow.checkpoints import folder_of
-    from streamflow.graph.graph import Graph
+    from streamflow.dataflow import Graph
 
     if path.is_dir():
         return path

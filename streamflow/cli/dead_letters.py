@@ -22,8 +22,8 @@ from streamflow.cli.checking import read_or_explain
 from streamflow.cli.running import log_to, run_in_foreground
 from streamflow.codecs.formats import named_format
 from streamflow.codecs.values import dump_json
+from streamflow.dataflow import Graph
 from streamflow.errors import ConnectorError, GraphError, StreamflowError
-from streamflow.graph.graph import Graph
 from streamflow.observe.report import report_data, report_tables
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
 from streamflow.runtime.replay import Replay, num_replayed, open_replay, plan_replay

@@ -22,8 +22,8 @@ from streamflow.cli import exit_codes
 from streamflow.cli.finding import Finding
 from streamflow.cli.toolchain import compilation, extensions
 from streamflow.config.catalog import entries
+from streamflow.dataflow import Graph
 from streamflow.errors import Problem
-from streamflow.graph.graph import Graph
 from streamflow.models.declaration import Model
 
 CONNECT_SECONDS = 3.0

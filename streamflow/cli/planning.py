@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streamflow.cli import exit_codes
+from streamflow.dataflow import Graph
 from streamflow.errors import StreamflowError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.models.declaration import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options

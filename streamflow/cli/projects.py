@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from streamflow.codecs.cells import read_cell
 from streamflow.config.schema import SCHEMA_LINE, write_schema
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, StreamflowError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.models.declaration import Model
 from streamflow.models.feature import Feature, Gaps
 from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, load

@@ -20,8 +20,9 @@ from rich.live import Live
 from rich.text import Text
 
 from streamflow.cli import exit_codes
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, StreamflowError
-from streamflow.graph.graph import Graph, Start
+from streamflow.graph.graph import Start
 from streamflow.observe.live import LiveLine
 from streamflow.observe.report import report_data, report_tables
 from streamflow.runtime.run import Run

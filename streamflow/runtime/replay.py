@@ -35,10 +35,10 @@ import anyio
 from anyio import to_thread
 
 from streamflow.checkpoints import Snapshot, folder_of, reading
-from streamflow.codecs.formats import Codec, decode
-from streamflow.contracts import Context, Fetch, Reader
+from streamflow.codecs.conversion import decode
+from streamflow.contracts import Codec, Context, Fetch, Reader
 from streamflow.errors import ConnectorError
-from streamflow.graph.graph import Graph, Start
+from streamflow.graph.graph import GraphDeclaration, Start
 from streamflow.nodes.declarations import Sink, Source
 from streamflow.nodes.plugins import SINKS, load
 from streamflow.records import Batch, Headers, Partition, to_columns
@@ -143,7 +143,7 @@ def _write_note(path: Path, note: Note) -> None:
     unfinished.replace(note_path(path))
 
 
-def _recover_note(graph: Graph, path: Path, instance: str) -> None:
+def _recover_note(graph: GraphDeclaration, path: Path, instance: str) -> None:
     """Note beside a file what the newest checkpoint knows of its replay, if that is more.
 
     Raises:
@@ -162,7 +162,7 @@ def _recover_note(graph: Graph, path: Path, instance: str) -> None:
         _write_note(path, note)
 
 
-async def plan_replay(graph: Graph, letters: LetterFile, instance: str = "0") -> Replay:
+async def plan_replay(graph: GraphDeclaration, letters: LetterFile, instance: str = "0") -> Replay:
     """Look through a file for the letters that have not been replayed.
 
     Raises:
@@ -190,7 +190,7 @@ async def plan_replay(graph: Graph, letters: LetterFile, instance: str = "0") ->
     return Replay(letters, replayed + 1, Note(last, size_bytes, digest))
 
 
-def _check_letter(letter: Letter | Damaged, graph: Graph, path: Path) -> None:
+def _check_letter(letter: Letter | Damaged, graph: GraphDeclaration, path: Path) -> None:
     if isinstance(letter, Damaged):
         message = f"{path}: {letter.cause} (letter {letter.number}); remove it"
         raise ConnectorError(message)
@@ -202,14 +202,16 @@ def _check_letter(letter: Letter | Damaged, graph: Graph, path: Path) -> None:
         raise ConnectorError(message)
 
 
-def _sources_of(graph: Graph) -> dict[str, str]:
+def _sources_of(graph: GraphDeclaration) -> dict[str, str]:
     """Return the source that letters belong to, by the name that they have."""
     names = {name: name for name in graph.sources}
     return names if len(names) > 1 else names | {"": next(iter(names))}
 
 
 @asynccontextmanager
-async def open_replay(graph: Graph, replay: Replay, *, instance: str = "0") -> AsyncIterator[Run]:
+async def open_replay(
+    graph: GraphDeclaration, replay: Replay, *, instance: str = "0"
+) -> AsyncIterator[Run]:
     """Run a graph over dead letters; as `Graph.open` does, but to the end of the letters.
 
     Raises:
@@ -250,7 +252,7 @@ class _Latch:
         )
 
 
-def replaying_graph(graph: Graph, replay: Replay) -> Graph:
+def replaying_graph(graph: GraphDeclaration, replay: Replay) -> GraphDeclaration:
     """Return a graph with its dead letters for sources."""
     named = _sources_of(graph)
     waiting = {"overflow": "block"}

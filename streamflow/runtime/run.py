@@ -24,7 +24,7 @@ from streamflow.errors import (
     StreamflowError,
     suggestion,
 )
-from streamflow.graph.graph import Graph, Start
+from streamflow.graph.graph import GraphDeclaration, Start
 from streamflow.records import Headers, Record
 from streamflow.runtime.building import build_tasks, coordinate
 from streamflow.runtime.checkpoints import Coordinator
@@ -64,9 +64,9 @@ class Pullable(Protocol):
 
 
 class Run:
-    """A running graph; `Graph.open` makes one."""
+    """A running graph; `streamflow.Graph.open` makes one."""
 
-    def __init__(self, graph: Graph, checkpoints: Checkpointing | None = None) -> None:
+    def __init__(self, graph: GraphDeclaration, checkpoints: Checkpointing | None = None) -> None:
         self._graph = graph
         self._tasks = build_tasks(graph, self._fail, checkpoints)
         self._coordinator: Coordinator | None = None
@@ -291,8 +291,8 @@ class Run:
 
 
 @asynccontextmanager
-async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterator[Run]:
-    """Check the graph, open its nodes, and give the run; see `Graph.open`."""
+async def open_run(graph: GraphDeclaration, *, start: Start, instance: str) -> AsyncIterator[Run]:
+    """Check the graph, open its nodes, and give the run; see `streamflow.Graph.open`."""
     await check_graph(graph)
     async with (
         opened_checkpoints(graph, start, instance) as checkpoints,
@@ -302,7 +302,9 @@ async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterato
 
 
 @asynccontextmanager
-async def opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIterator[Run]:
+async def opened_run(
+    graph: GraphDeclaration, checkpoints: Checkpointing | None
+) -> AsyncIterator[Run]:
     """Open the nodes of a graph that has been checked, and give the run."""
     if checkpoints is None:
         _warn_of_fresh_weights(graph)
@@ -330,7 +332,7 @@ async def opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIt
         run._tell_failure()
 
 
-def _warn_of_fresh_weights(graph: Graph) -> None:
+def _warn_of_fresh_weights(graph: GraphDeclaration) -> None:
     """Say that what was learned before is not there where a source goes on from its positions."""
     resuming = [name for name, source in graph.sources.items() if source.keeps_positions]
     learning = [name for name, model in graph.models.items() if model.learn]
