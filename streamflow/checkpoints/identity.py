@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
@@ -40,6 +40,7 @@ from streamflow.graph.structure import SECTIONS
 from streamflow.models.declaration import Model
 from streamflow.nodes.declarations import Node
 from streamflow.nodes.problems import secret_options
+from streamflow.records import MISSING
 
 WIDTH = 120
 """Longer values are shortened in messages."""
@@ -51,14 +52,6 @@ MODEL = (
     *("classes", "standardize_target", "state", "keys", "seed", "weights"),
 )
 """Options of a model that are identity as they stand."""
-
-
-class Missing:
-    """The type of `MISSING`."""
-
-
-MISSING: Final = Missing()
-"""Stands for an option that is not set, or a node that is not there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,33 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from streamflow.graph.graph import (
-    TIME,
-    Checkpoints,
-    FailureBudget,
-    GraphDeclaration,
-    Settings,
-    Start,
-)
-from streamflow.graph.structure import NAME, SECTIONS, Inputs, Outputs, structure_problems
+from streamflow.graph.graph import TIME as TIME
+from streamflow.graph.graph import Checkpoints as Checkpoints
+from streamflow.graph.graph import FailureBudget as FailureBudget
+from streamflow.graph.graph import GraphDeclaration as GraphDeclaration
+from streamflow.graph.graph import Settings as Settings
+from streamflow.graph.graph import Start as Start
+from streamflow.graph.structure import NAME as NAME
+from streamflow.graph.structure import SECTIONS as SECTIONS
+from streamflow.graph.structure import Inputs as Inputs
+from streamflow.graph.structure import Outputs as Outputs
+from streamflow.graph.structure import structure_problems as structure_problems
 
 if TYPE_CHECKING:
-    from streamflow.dataflow import Graph
-
-__all__ = [
-    "NAME",
-    "SECTIONS",
-    "TIME",
-    "Checkpoints",
-    "FailureBudget",
-    "Graph",
-    "GraphDeclaration",
-    "Inputs",
-    "Outputs",
-    "Settings",
-    "Start",
-    "structure_problems",
-]
+    from streamflow.dataflow import Graph as Graph
 
 
 def __getattr__(name: str) -> Any:

@@ -138,7 +138,11 @@ class GraphDeclaration(Settings):
     _locate: Callable[[Sequence[Problem]], list[Problem]] = PrivateAttr(list)
 
     def model_post_init(self, _context: object) -> None:
-        """Check the structure."""
+        """Check the structure.
+
+        Raises:
+            GraphError: With every problem that was found.
+        """
         dead_letter_inputs = self.dead_letter.inputs if self.dead_letter else ()
         in_turn = {
             name

@@ -11,17 +11,13 @@ from streamflow.graph.graph import GraphDeclaration
 from streamflow.graph.promises import DEAD_LETTER
 from streamflow.nodes.declarations import Operator, Receiver, Sink, Source, node_of
 from streamflow.runtime.channels import Inbox
-from streamflow.runtime.checkpoints import Coordinator, Gate
+from streamflow.runtime.checkpoints import Coordinator, SourceGate
 from streamflow.runtime.dead_letters import DeadLetters
+from streamflow.runtime.receiver_tasks import ProcessorTask, SinkTask
 from streamflow.runtime.round_robin import RoundRobinInbox
+from streamflow.runtime.source_task import SourceTask
 from streamflow.runtime.starting import Checkpointing
-from streamflow.runtime.tasks import (
-    NodeTask,
-    ProcessorTask,
-    SinkTask,
-    SourceTask,
-    waiting_at,
-)
+from streamflow.runtime.tasks import NodeTask, waiting_at
 
 
 def build_tasks(
@@ -74,12 +70,12 @@ def _connect(
             inboxes[name].restore(state)
 
 
-def _gate(name: str, graph: GraphDeclaration, checkpoints: Checkpointing | None) -> Gate:
+def _gate(name: str, graph: GraphDeclaration, checkpoints: Checkpointing | None) -> SourceGate:
     every = graph.checkpoint.records if graph.checkpoint and checkpoints else None
     if checkpoints is None or checkpoints.snapshot is None:
-        return Gate(every)
+        return SourceGate(every)
     snapshot = checkpoints.snapshot
-    return Gate(every, snapshot.records.get(name, 0), snapshot.positions.get(name))
+    return SourceGate(every, snapshot.records.get(name, 0), snapshot.positions.get(name))
 
 
 def _is_stored_by_sinks(graph: GraphDeclaration) -> bool:

@@ -80,7 +80,11 @@ def note_path(path: Path) -> Path:
 
 
 def num_replayed(path: Path) -> int:
-    """Return how many letters of a file have been replayed."""
+    """Return how many letters of a file have been replayed.
+
+    Raises:
+        ConnectorError: What is noted about it cannot be read.
+    """
     try:
         note = Note(**json.loads(note_path(path).read_bytes()))
     except FileNotFoundError:

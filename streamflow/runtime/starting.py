@@ -39,7 +39,11 @@ class Checkpointing:
 
 
 async def check_graph(graph: GraphDeclaration) -> None:
-    """Raise for everything that can be known before any node is opened."""
+    """Look for everything that can be known before any node is opened.
+
+    Raises:
+        GraphError: Something is wrong.
+    """
     problems = [
         Problem((section, name), message)
         for section, name, node in graph.nodes()
