@@ -41,7 +41,7 @@ from streamflow.errors import ConnectorError
 from streamflow.graph.graph import GraphDeclaration, Start
 from streamflow.nodes.declarations import Sink, Source
 from streamflow.nodes.plugins import SINKS, load
-from streamflow.records import Batch, Headers, Partition, to_columns
+from streamflow.records import Batch, Partition, if_any, to_columns
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
 from streamflow.runtime.run import Run, opened_run
 from streamflow.runtime.starting import (
@@ -367,9 +367,9 @@ class ReplayReader:
             [] if is_decoded else to_columns([letter.original for letter in letters]),
             [partition] * len(letters),
             [letter.offset for letter in letters],
-            keys=_if_any([letter.key for letter in letters]),
-            timestamps_ms=_if_any([letter.timestamp_ms for letter in letters]),
-            headers=_headers([letter.headers for letter in letters]),
+            keys=if_any([letter.key for letter in letters]),
+            timestamps_ms=if_any([letter.timestamp_ms for letter in letters]),
+            headers=if_any([letter.headers for letter in letters]),
             originals=[payload or b"" for payload in payloads] if is_decoded else None,
             size_bytes=sum(64 + len(str(letter.original)) for letter in letters),
         )
@@ -383,11 +383,3 @@ class ReplayReader:
             codec = self._source.original.decoder(self._context.folder, letter.position)
             self._codecs[partition] = codec
         return self._codecs[partition]
-
-
-def _if_any(items: list[Any]) -> list[Any] | None:
-    return None if all(item is None for item in items) else items
-
-
-def _headers(items: list[Headers]) -> list[Headers] | None:
-    return items if any(items) else None

@@ -13,7 +13,7 @@ import anyio
 
 from streamflow.contracts import Context, Fetch, Reader, Resume, Writer
 from streamflow.nodes.declarations import Sink, Source
-from streamflow.records import Batch, Partition, Record, to_columns
+from streamflow.records import Batch, Partition, Record, if_any, to_columns
 
 LONGEST_WAIT: Final = 30.0
 """Seconds after which a connector counts as stuck."""
@@ -200,15 +200,11 @@ def make_batch(values: Sequence[Any], start: int = 0, *, in_columns: bool = True
         to_columns(rows) if in_columns else rows,
         [Partition("test")] * len(rows),
         range(start, start + len(rows)),
-        keys=_if_any([record.key for record in records]),
-        timestamps_ms=_if_any([record.timestamp_ms for record in records]),
-        headers=_if_any([record.headers for record in records]),
-        senders=_if_any([record.sender for record in records]),
+        keys=if_any([record.key for record in records]),
+        timestamps_ms=if_any([record.timestamp_ms for record in records]),
+        headers=if_any([record.headers for record in records]),
+        senders=if_any([record.sender for record in records]),
     )
-
-
-def _if_any(column: list[Any]) -> list[Any] | None:
-    return column if any(entry not in (None, ()) for entry in column) else None
 
 
 @asynccontextmanager
