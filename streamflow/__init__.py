@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamflow.dataflow import Graph
     from streamflow.errors import GraphError, Problem, StreamflowError
-    from streamflow.graph.graph import Graph
     from streamflow.models.model import Model
     from streamflow.records import Batch, Record
 
@@ -15,7 +15,7 @@ __all__ = ["Batch", "Graph", "GraphError", "Model", "Problem", "Record", "Stream
 
 _MODULES = {
     "Batch": "streamflow.records",
-    "Graph": "streamflow.graph",
+    "Graph": "streamflow.dataflow",
     "GraphError": "streamflow.errors",
     "Model": "streamflow.models.model",
     "Problem": "streamflow.errors",

@@ -1,4 +1,4 @@
-"""The contract of what a declaration opens, which the runtime drives.
+"""The contract of what a declaration opens, which the runtime drives, and of what decodes for it.
 
     Reader.receive -> Processor.process -> ... -> Writer.write, Writer.flush
           ^                                                |
@@ -15,12 +15,9 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from streamflow.records import Batch, Partition, Place, Rejected
-
-if TYPE_CHECKING:
-    from streamflow.nodes.declarations import Source
+from streamflow.records import Batch, Partition, Place, Rejected, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +48,14 @@ class Context:
         folder: Where relative paths start: the folder of the YAML file, else the current one.
         is_checkpointed: Whether the graph takes checkpoints, so that `Writer.mark` will be called.
         resume: Where to go on; None at a first start, or without checkpoints.
-        sources: Declarations of the graph's sources, for sinks that store their positions.
+        sources: The declared `Source` of each name in the graph, for sinks that store positions.
     """
 
     name: str
     folder: Path = field(default_factory=Path)
     is_checkpointed: bool = False
     resume: Resume | None = None
-    sources: Mapping[str, Source] = field(default_factory=dict)
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,4 +253,37 @@ class Reporting(Protocol):
 
     def report(self) -> Mapping[str, Any]:
         """Return figures worth showing, numbers by what they count, and other plain data."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Values of the payloads that could be decoded, in order, and the cause for each other one.
+
+    Attributes:
+        values: One value for each payload that is not in ``causes``.
+        causes: Why a payload could not be decoded, by its index.
+    """
+
+    values: Values
+    causes: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Payloads of the values that could be encoded, in order, and the cause for each other one."""
+
+    payloads: list[bytes]
+    causes: Mapping[int, str] = field(default_factory=dict)
+
+
+class Codec(Protocol):
+    """Decodes and encodes payloads, each one record; keeps no state between calls."""
+
+    def decode(self, payloads: Sequence[bytes]) -> Decoded:
+        """Return the values of ``payloads``; never raises for bad input."""
+        ...
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Return the payloads of a batch's values; never raises for a value it cannot encode."""
         ...

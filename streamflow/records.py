@@ -259,6 +259,11 @@ def to_columns(rows: list[Any]) -> Values:
     return dict(zip(names, map(list, columns), strict=True))
 
 
+def if_any(column: list[Any]) -> list[Any] | None:
+    """Return keys, timestamps or headers of records; ``None`` where none of them has one."""
+    return column if any(entry is not None and entry != () for entry in column) else None
+
+
 def without_missing(columns: Columns, count: int) -> Values:
     """Return columns of ``count`` entries as values of records without the fields they miss."""
     missing = {

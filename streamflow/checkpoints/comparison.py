@@ -45,7 +45,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Differences:
     """What differs between two checkpoints.
 
     Attributes:
@@ -61,7 +61,7 @@ class Comparison:
     num_same: int
 
 
-def compare(one: Checkpoint, other: Checkpoint) -> Comparison:
+def compare(one: Checkpoint, other: Checkpoint) -> Differences:
     """Return what differs between two checkpoints; holds one node of each in memory at a time.
 
     Raises:
@@ -72,7 +72,7 @@ def compare(one: Checkpoint, other: Checkpoint) -> Comparison:
         states += compare_trees(node, *(_state(checkpoint, node) for checkpoint in (one, other)))
     positions = compare_trees("", _positions(one), _positions(other))
     marks = compare_trees("", one.manifest.marks, other.manifest.marks)
-    return Comparison(
+    return Differences(
         tuple(filter(None, positions)),
         tuple(filter(None, states)),
         tuple(filter(None, marks)),

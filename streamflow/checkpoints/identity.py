@@ -29,16 +29,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
 from streamflow.checkpoints.names import name_of, unbound
 from streamflow.errors import Problem
-from streamflow.graph.graph import SECTIONS, Graph
+from streamflow.graph.graph import GraphDeclaration
+from streamflow.graph.structure import SECTIONS
 from streamflow.models.model import Model
 from streamflow.nodes.declarations import Node
 from streamflow.nodes.problems import secret_options
+from streamflow.records import MISSING
 
 WIDTH = 120
 """Longer values are shortened in messages."""
@@ -50,14 +52,6 @@ MODEL = (
     *("classes", "standardize_target", "state", "keys", "seed", "weights"),
 )
 """Options of a model that are identity as they stand."""
-
-
-class Missing:
-    """The type of `MISSING`."""
-
-
-MISSING: Final = Missing()
-"""Stands for an option that is not set, or a node that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +72,7 @@ class Identity:
         return hashlib.sha256(_text(self.canonical).encode()).hexdigest()
 
 
-def identify(graph: Graph) -> Identity:
+def identify(graph: GraphDeclaration) -> Identity:
     """Return what identifies a graph."""
     sections: dict[str, dict[str, dict[str, Any]]] = {section: {} for section in SECTIONS[:-1]}
     for section, name, node in graph.nodes():

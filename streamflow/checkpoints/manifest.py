@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
@@ -98,10 +98,7 @@ def dump(manifest: Manifest) -> bytes:
             for node, state in manifest.states.items()
         },
         "marks": {sink: _dump_mark(sink, mark) for sink, mark in manifest.marks.items()},
-        "files": {
-            name: {"size_bytes": found.size_bytes, "sha256": found.sha256}
-            for name, found in manifest.files.items()
-        },
+        "files": {name: asdict(found) for name, found in manifest.files.items()},
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).encode()
     return START + hashlib.sha256(text).hexdigest().encode() + MIDDLE + text + END
@@ -155,13 +152,9 @@ def _manifest(data: Json) -> Manifest:
             source: {tuple(item["partition"].items()): item["position"] for item in items}
             for source, items in data["positions"].items()
         },
-        states={
-            node: SavedState(state["tree"], state["file"]) for node, state in data["states"].items()
-        },
+        states={node: SavedState(**state) for node, state in data["states"].items()},
         marks={
             sink: trees.decode(mark, trees.without_tensors) for sink, mark in data["marks"].items()
         },
-        files={
-            name: Sum(found["size_bytes"], found["sha256"]) for name, found in data["files"].items()
-        },
+        files={name: Sum(**found) for name, found in data["files"].items()},
     )

@@ -39,7 +39,7 @@ PLAIN_INTEGERS = range(-(2**63), 2**64)
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedTree:
     """A tree in two parts.
 
     Attributes:
@@ -51,7 +51,7 @@ class Encoded:
     tensors: Mapping[str, Any]
 
 
-def encode(tree: Any, *, where: str) -> Encoded:
+def encode(tree: Any, *, where: str) -> EncodedTree:
     """Return a tree as JSON and named tensors.
 
     Args:
@@ -62,7 +62,7 @@ def encode(tree: Any, *, where: str) -> Encoded:
         CheckpointError: It holds something that a checkpoint cannot hold.
     """
     encoder = _Encoder(where)
-    return Encoded(encoder.encode(tree, ()), encoder.tensors)
+    return EncodedTree(encoder.encode(tree, ()), encoder.tensors)
 
 
 class _Encoder:
@@ -168,6 +168,10 @@ def _decode_marked(marker: str, content: Json, load: Load) -> Any:
 
 
 def without_tensors(name: str, _dtype: str | None) -> Any:
-    """Load nothing: for trees that have no tensors."""
+    """Load nothing: for trees that have no tensors.
+
+    Raises:
+        CheckpointError: Always, as this one has.
+    """
     message = f"expected no tensor, found {name}; the checkpoint was changed"
     raise CheckpointError(message)

@@ -21,9 +21,10 @@ from streamflow.bench import Progress, Result, SelectionError, Settings, WayErro
 from streamflow.bench.tables import result_tables
 from streamflow.cli import exit_codes
 from streamflow.cli.checking import read_or_explain
+from streamflow.cli.parameters import Json, Overrides, Shape
 from streamflow.cli.planning import ArgumentError, chosen_models, parsed_shape
+from streamflow.dataflow import Graph
 from streamflow.errors import StreamflowError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.models.declaration import LOSS_TASKS
 from streamflow.models.model import Model
 from streamflow.models.shapes import ShapeError
@@ -42,12 +43,6 @@ OPTIMIZERS = [
 
 Target = Annotated[
     str, Parameter(help="A graph, a YAML file; or package.module:callable, which makes a network.")
-]
-Overrides = Annotated[
-    tuple[str, ...], Parameter(name="--set", negative=(), help="Replace a value of the graph.")
-]
-Shape = Annotated[
-    str | None, Parameter(help="Shape of an input where nothing else tells it: 3,32,32.")
 ]
 Ways = Annotated[
     tuple[str, ...], Parameter(negative=(), help="Measure the loops and these: 'threads-*'.")
@@ -84,9 +79,7 @@ def bench(
     plot: Annotated[
         Path | None, Parameter(help="Draw the ratios into this picture: PNG, SVG or PDF.")
     ] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative=(), help="Print JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> int:
     """Measure how fast models learn here, in every way they can be run.
 

@@ -6,19 +6,22 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from streamflow.cli import exit_codes
+from streamflow.cli.parameters import Json
 from streamflow.config.catalog import Entry, entries
 from streamflow.config.schema import schema_text
 from streamflow.errors import suggestion
 
 
-def list_types(*, as_json: bool) -> int:
-    """Print every installed type with a line about it."""
+def list_types(*, as_json: Json = False) -> int:
+    """Print every installed type with a line about it; return the exit code."""
     found = list(entries())
     if as_json:
         rows = [{key: asdict(entry)[key] for key in ("kind", "name", "summary")} for entry in found]
@@ -34,8 +37,15 @@ def list_types(*, as_json: bool) -> int:
     return 0
 
 
-def describe_type(name: str, *, as_json: bool) -> int:
-    """Print all about the types of a name; ``source.kafka`` is one of them alone."""
+def describe(
+    name: Annotated[
+        str, Parameter(name="TYPE", help="A name that streamflow list shows; or source.kafka.")
+    ],
+    /,
+    *,
+    as_json: Json = False,
+) -> int:
+    """Print all about the types of a name; return the exit code."""
     everything = list(entries())
     found = [item for item in everything if name in (item.name, f"{item.kind}.{item.name}")]
     if not found:
@@ -50,8 +60,8 @@ def describe_type(name: str, *, as_json: bool) -> int:
     return 0
 
 
-def print_schema() -> int:
-    """Print the JSON Schema of graph files."""
+def schema() -> int:
+    """Print the JSON Schema of graph files; return the exit code."""
     sys.stdout.write(schema_text())
     return 0
 

@@ -1,18 +1,49 @@
-"""Reading a graph for a command, with every problem explained."""
+"""``streamflow validate``, and reading a graph for any command, with every problem explained."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from streamflow.cli import exit_codes
+from streamflow.cli.parameters import GraphFile, Json, Overrides
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, Problem
-from streamflow.graph.graph import Graph
+
+
+def validate(
+    file: GraphFile,
+    *,
+    deep: Annotated[
+        bool, Parameter(negative=(), help="Also import callables and build the networks.")
+    ] = False,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> int:
+    """Check a graph and print everything that is wrong with it; return the exit code."""
+    graph = read_or_explain(file, overrides, deep=deep, as_json=as_json)
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
+    promises = graph.promises()
+    if as_json:
+        delivery = [asdict(promise) for promise in promises]
+        data = {"valid": True, "problems": [], "delivery": delivery}
+        sys.stdout.write(json.dumps(data) + "\n")
+    else:
+        nodes = sum(1 for _ in graph.nodes())
+        sys.stdout.write(f"{file}: valid, {nodes} nodes\n")
+        sys.stdout.writelines(f"{promise}\n" for promise in promises)
+    return 0
 
 
 def read_or_explain(
-    file: Path, overrides: Sequence[str], *, deep: bool, as_json: bool
+    file: Path, overrides: Sequence[str], *, deep: bool = False, as_json: bool = False
 ) -> Graph | None:
     """Return the graph, or print what is wrong with it: as lines on stderr, as JSON on stdout."""
     try:

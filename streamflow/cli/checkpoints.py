@@ -8,16 +8,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from streamflow.checkpoints import Checkpoint, difference, folder_of, reading
+from streamflow.checkpoints.comparison import Change, compare, outline
+from streamflow.checkpoints.tensors import Header
+from streamflow.checkpoints.weights import save_weights, weights_of
 from streamflow.cli import exit_codes
+from streamflow.cli.parameters import Json
+from streamflow.dataflow import Graph
 from streamflow.errors import CheckpointError, GraphError, Problem, StreamflowError, suggestion
-
-if TYPE_CHECKING:
-    from streamflow.checkpoints import Checkpoint
-    from streamflow.checkpoints.comparison import Change
+from streamflow.records import show_place
 
 YAML = (".yaml", ".yml")
 
@@ -32,9 +35,8 @@ One = Annotated[
 Instance = Annotated[
     str, Parameter(help="Which instance of the graph, where its path says {instance}.")
 ]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON on stdout.")]
 
-checkpoint = App(name="checkpoint", help="Look at checkpoints, check and compare them.")
+app = App(name="checkpoint", help="Look at checkpoints, check and compare them.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Answer:
     exit_code: int = 0
 
 
-@checkpoint.command(name="list")
+@app.command(name="list")
 def list_(path: Folder, *, instance: Instance = "0", as_json: Json = False) -> int:
     """List the checkpoints, oldest first, and check each of them.
 
@@ -61,7 +63,7 @@ def list_(path: Folder, *, instance: Instance = "0", as_json: Json = False) -> i
     return _print(lambda: _list(_located(path, instance)), as_json=as_json)
 
 
-@checkpoint.command
+@app.command
 def show(path: One, *, instance: Instance = "0", as_json: Json = False) -> int:
     """Show what a checkpoint holds: positions, tensors with their shapes, counters.
 
@@ -70,7 +72,7 @@ def show(path: One, *, instance: Instance = "0", as_json: Json = False) -> int:
     return _print(lambda: _show(_one(path, instance)), as_json=as_json)
 
 
-@checkpoint.command
+@app.command
 def diff(one: One, other: One, *, instance: Instance = "0", as_json: Json = False) -> int:
     """Show what changed from one checkpoint to another.
 
@@ -79,7 +81,7 @@ def diff(one: One, other: One, *, instance: Instance = "0", as_json: Json = Fals
     return _print(lambda: _diff(_one(one, instance), _one(other, instance)), as_json=as_json)
 
 
-@checkpoint.command
+@app.command
 def verify(path: Folder, *, instance: Instance = "0", as_json: Json = False) -> int:
     """Compare all files of a checkpoint, or of all in a folder, with their checksums.
 
@@ -90,7 +92,7 @@ def verify(path: Folder, *, instance: Instance = "0", as_json: Json = False) -> 
     return _print(lambda: _verify(_located(path, instance)), as_json=as_json)
 
 
-@checkpoint.command
+@app.command
 def export(
     path: One,
     *,
@@ -133,9 +135,6 @@ def _located(path: Path, instance: str) -> Path:
         CheckpointError: There is none.
         GraphError: The graph cannot be read, or takes no checkpoints.
     """
-    from streamflow.checkpoints import folder_of
-    from streamflow.graph.graph import Graph
-
     if path.is_dir():
         return path
     if not path.exists() and path.suffix not in YAML:
@@ -158,8 +157,6 @@ def _one(path: Path, instance: str) -> Checkpoint:
         CheckpointError: There is none, or it is damaged.
         GraphError: The graph cannot be read, or takes no checkpoints.
     """
-    from streamflow.checkpoints import reading
-
     folder = _located(path, instance)
     if not reading.is_checkpoint(folder):
         found = reading.newest(folder)
@@ -205,7 +202,6 @@ def _verify(folder: Path) -> Answer:
 
 
 def _paths(folder: Path) -> list[Path]:
-    from streamflow.checkpoints import reading
 
     if reading.is_checkpoint(folder):
         return [folder]
@@ -214,8 +210,6 @@ def _paths(folder: Path) -> list[Path]:
 
 def _row(path: Path) -> dict[str, Any]:
     """Return what a table says about a checkpoint, whole or not."""
-    from streamflow.checkpoints import reading
-
     try:
         found, problem = reading.examine(path)
     except CheckpointError as error:
@@ -231,9 +225,6 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _show(found: Checkpoint) -> Answer:
-    from streamflow.checkpoints.comparison import outline
-    from streamflow.checkpoints.tensors import Header
-    from streamflow.records import show_place
 
     manifest = found.manifest
     nodes = {node: list(outline("", found.outline(node))) for node in manifest.states}
@@ -285,8 +276,6 @@ def _show(found: Checkpoint) -> Answer:
 
 
 def _diff(one: Checkpoint, other: Checkpoint) -> Answer:
-    from streamflow.checkpoints import difference
-    from streamflow.checkpoints.comparison import compare
 
     found = compare(one, other)
     graphs = [
@@ -314,7 +303,6 @@ def _change(change: Change) -> dict[str, Any]:
 
 
 def _export(found: Checkpoint, model: str | None, output: Path) -> Answer:
-    from streamflow.checkpoints.weights import save_weights, weights_of
 
     models = [node for node in found.manifest.states if weights_of(found.outline(node))]
     if model is None and len(models) == 1:

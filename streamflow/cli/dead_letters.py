@@ -19,11 +19,12 @@ from rich.text import Text
 
 from streamflow.cli import exit_codes
 from streamflow.cli.checking import read_or_explain
+from streamflow.cli.parameters import GraphFile, Json, Overrides
 from streamflow.cli.running import log_to, run_in_foreground
 from streamflow.codecs.formats import named_format
 from streamflow.codecs.values import dump_json
+from streamflow.dataflow import Graph
 from streamflow.errors import ConnectorError, GraphError, StreamflowError
-from streamflow.graph.graph import Graph
 from streamflow.observe.report import report_data, report_tables
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
 from streamflow.runtime.replay import Replay, num_replayed, open_replay, plan_replay
@@ -39,11 +40,6 @@ Target = Annotated[
 FormatName = Annotated[
     str | None, Parameter(name="--format", help="Of the file, if its suffix does not say.")
 ]
-Overrides = Annotated[
-    tuple[str, ...], Parameter(name="--set", negative=(), help="Replace a value of the graph.")
-]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON on stdout.")]
-
 app = App(name="dlq", help="List and show dead letters, and replay them.")
 
 
@@ -103,7 +99,7 @@ def show(
 
 @app.command
 def replay(
-    file: Annotated[Path, Parameter(help="The graph, a YAML file.")],
+    file: GraphFile,
     *,
     letters: Annotated[
         Path | None, Parameter(help="The file of dead letters; by default that of the graph.")

@@ -13,20 +13,38 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from streamflow.cli import exit_codes
+from streamflow.cli.checking import read_or_explain
+from streamflow.cli.extensions import extensions
 from streamflow.cli.finding import Finding
-from streamflow.cli.toolchain import compilation, extensions
+from streamflow.cli.parameters import Json, Overrides
 from streamflow.config.catalog import entries
+from streamflow.dataflow import Graph
 from streamflow.errors import Problem
-from streamflow.graph.graph import Graph
-from streamflow.models.model import Model
 
 CONNECT_SECONDS = 3.0
+
+
+def doctor(
+    file: Annotated[Path | None, Parameter(help="A graph whose needs to look at, too.")] = None,
+    *,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> int:
+    """Look at the machine, and at what a graph needs; return the exit code."""
+    declared = None
+    if file is not None:
+        declared = read_or_explain(file, overrides, as_json=as_json)
+        if declared is None:
+            return exit_codes.BAD_CONFIGURATION
+    return examine(declared, as_json=as_json)
 
 
 def examine(graph: Graph | None, *, as_json: bool) -> int:
@@ -51,18 +69,22 @@ def _findings(graph: Graph | None) -> Iterator[Finding]:
     yield from _packages()
     yield from extensions()
     yield _cores()
-    compiling = [] if torch.cure else compilation()
-    if not torch.cure:
-        yield from _hardware()
-        yield from compiling
+    if torch.cure:
+        if graph is not None:
+            yield from _connections(graph)
+            yield from _told(graph, _problems_without_torch(graph))
+        return
+    from streamflow.cli import toolchain  # which imports torch
+
+    compiling = toolchain.compilation()
+    yield from toolchain.hardware()
+    yield from compiling
     if graph is not None:
         yield from _connections(graph)
-        problems = _problems(graph, has_torch=not torch.cure)
-        for problem in problems:
-            yield Finding(str(graph.folder), str(problem), "see the message", is_needed=True)
-        if not torch.cure:
-            cannot = next((f"{one.subject} {one.found}" for one in compiling if one.cure), "")
-            yield from _models(graph, problems, cannot)
+        problems = graph.deep_problems()
+        yield from _told(graph, problems)
+        cannot = next((f"{one.subject} {one.found}" for one in compiling if one.cure), "")
+        yield from toolchain.learning(graph, problems, cannot)
 
 
 def _software() -> Iterator[Finding]:
@@ -100,18 +122,13 @@ def _cores() -> Finding:
     return Finding("processor cores", f"{cores} for this process")
 
 
-def _hardware() -> Iterator[Finding]:
-    import torch
-
-    yield Finding("torch's threads", str(torch.get_num_threads()))
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    yield Finding("GPUs", ", ".join(gpus) or "none: networks run on the processor")
+def _told(graph: Graph, problems: Sequence[Problem]) -> Iterator[Finding]:
+    for problem in problems:
+        yield Finding(str(graph.folder), str(problem), "see the message", is_needed=True)
 
 
-def _problems(graph: Graph, *, has_torch: bool) -> list[Problem]:
-    """Return what is wrong with callables and networks, of which torch knows."""
-    if has_torch:
-        return graph.deep_problems()
+def _problems_without_torch(graph: Graph) -> list[Problem]:
+    """Return what is wrong with callables, but for those of networks."""
     return graph.locate(
         [
             problem.within(section, name)
@@ -120,36 +137,6 @@ def _problems(graph: Graph, *, has_torch: bool) -> list[Problem]:
             for problem in node.deep_problems(graph.folder)
         ]
     )
-
-
-def _models(graph: Graph, problems: Sequence[Problem], cannot: str) -> Iterator[Finding]:
-    """Yield how each model that can be built would learn.
-
-    Args:
-        graph: The graph.
-        problems: What is wrong with it.
-        cannot: Why nothing can be compiled here, if that is so.
-    """
-    wrong = {problem.location[1] for problem in problems if problem.location[0] == "models"}
-    for name, model in graph.models.items():
-        if name not in wrong:
-            yield _learning(name, model, graph.folder, cannot)
-
-
-def _learning(name: str, model: Model, folder: Path, cannot: str) -> Finding:
-    """Return how a model would learn."""
-    from streamflow.cli.learning import why_learned_eagerly
-    from streamflow.models.shapes import ShapeError
-
-    subject = f"{name}: learning"
-    try:
-        reason = why_learned_eagerly(model, folder) or cannot
-    except ShapeError as error:
-        what = str(error).partition("; ")[0]
-        return Finding(subject, f"not known before the first record: {what}")
-    except Exception as error:  # a network may refuse a record in any way
-        return Finding(subject, f"does not learn a random record: {error}", "see the message")
-    return Finding(subject, f"eager: {reason}" if reason else "compiled")
 
 
 def _connections(graph: Graph) -> Iterator[Finding]:

@@ -18,3 +18,10 @@ class Finding:
     found: str
     cure: str = ""
     is_needed: bool = False
+
+
+def told(error: Exception) -> str:
+    """Return an error in a line: of what a compiler has printed, the first error."""
+    lines = str(error).strip().splitlines() or [""]
+    line = next((line for line in lines if "error:" in line), lines[0])
+    return f"{type(error).__name__}: {line}"

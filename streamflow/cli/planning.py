@@ -6,10 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from streamflow.cli import exit_codes
+from streamflow.cli.checking import read_or_explain
+from streamflow.cli.parameters import GraphFile, Json, Overrides, Shape
+from streamflow.dataflow import Graph
 from streamflow.errors import StreamflowError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.models.model import Model
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
@@ -17,40 +22,36 @@ from streamflow.models.shapes import ShapeError, fitted_head, random_inputs
 from streamflow.pipeline import Pipeline
 from streamflow.pipeline.planning.plan import Plan
 
-Shape = Sequence[int]
-
 
 class ArgumentError(StreamflowError, ValueError):
     """Arguments of the command line that do not fit the graph."""
 
 
-def plan_graph(
-    graph: Graph,
+def plan(
+    file: GraphFile,
     *,
-    model: str | None = None,
-    shape: Shape | None = None,
-    svg: Path | None = None,
-    as_json: bool = False,
+    model: Annotated[str | None, Parameter(help="Plan this model only.")] = None,
+    overrides: Overrides = (),
+    shape: Shape = None,
+    svg: Annotated[Path | None, Parameter(help="Draw the plan into this file.")] = None,
+    as_json: Json = False,
 ) -> int:
-    """Measure the models of a graph and print their plans.
-
-    Args:
-        graph: The graph.
-        model: The only model to plan; all by default.
-        shape: Shape of a record's input, where the declaration does not tell it.
-        svg: Where to draw the plan.
-        as_json: Print JSON on stdout.
-
-    Returns:
-        The exit code.
-    """
+    """Measure the models of a graph and print their plans; return the exit code."""
+    try:
+        sizes = parsed_shape(shape)
+    except ArgumentError as error:
+        sys.stderr.write(f"{error}\n")
+        return exit_codes.USAGE
+    graph = read_or_explain(file, overrides, deep=True, as_json=as_json)
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
     plans: dict[str, Plan] = {}
     where, failure, code = "", None, 0
     try:
-        alone = [*(["--shape"] if shape else []), *(["--svg"] if svg else [])]
+        alone = [*(["--shape"] if sizes else []), *(["--svg"] if svg else [])]
         for name in chosen_models(graph, model, alone):
             where = f"{name}: "
-            plans[name] = _plan(graph.models[name], graph.folder, shape)
+            plans[name] = _plan(graph.models[name], graph.folder, sizes)
             if svg is not None:
                 svg.write_text(plans[name].svg(), encoding="utf-8")
     except (StreamflowError, OSError) as error:
@@ -107,7 +108,7 @@ def chosen_models(graph: Graph, model: str | None, alone: Sequence[str]) -> list
     return names
 
 
-def _plan(model: Model, folder: Path, asked: Shape | None) -> Plan:
+def _plan(model: Model, folder: Path, asked: Sequence[int] | None) -> Plan:
     """Measure a model with one record of standard-normal features.
 
     Raises:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
+
+from streamflow.cli import exit_codes
 from streamflow.codecs.cells import read_cell
 from streamflow.config.schema import SCHEMA_LINE, write_schema
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, StreamflowError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.models.feature import Feature, Gaps
 from streamflow.models.model import Model
 from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, load
@@ -51,6 +54,39 @@ class Field:
     kind: Literal["number", "time", "text"]
     values: tuple[Any, ...]
     has_gaps: bool
+
+
+def new(
+    folder: Annotated[Path, Parameter(help="Folder to write, new or empty.")],
+    *,
+    name: Annotated[
+        str | None, Parameter(help="Name of the graph; else that of the folder.")
+    ] = None,
+    data: Annotated[
+        Path | None, Parameter(help="A csv file of yours with a header; else a sample is made.")
+    ] = None,
+    target: Annotated[
+        str | None, Parameter(help="The column to predict; else the last one.")
+    ] = None,
+    task: Annotated[
+        Task | None, Parameter(help="What the column is; else found from its values.")
+    ] = None,
+) -> int:
+    """Write a project, and ask on a terminal for what is not given; return the exit code."""
+    try:
+        if data is None and (answer := _ask("csv file with your data, or empty for a sample")):
+            data = Path(answer)
+        if data is not None and target is None:
+            target = _ask("column to predict, or empty for the last") or None
+        new_project(folder, name=name, data=data, target=target, task=task)
+    except ProjectError as error:
+        sys.stderr.write(f"{error}\n")
+        return exit_codes.USAGE
+    sys.stdout.write(
+        f"{folder}: wrote graph.yaml, readings.csv, test_graph.py and streamflow.schema.json\n"
+        f"next: streamflow run {folder / 'graph.yaml'}\n"
+    )
+    return 0
 
 
 def new_project(
@@ -88,7 +124,7 @@ def new_project(
     write_schema(folder)
 
 
-def ask(question: str) -> str:
+def _ask(question: str) -> str:
     """Return what the user answers on a terminal; nothing where there is none."""
     if not sys.stdin.isatty():
         return ""

@@ -12,16 +12,21 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 import anyio
 from anyio.abc import TaskStatus
+from cyclopts import Parameter
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from streamflow.cli import exit_codes
+from streamflow.cli.checking import read_or_explain
+from streamflow.cli.parameters import GraphFile, Json, Overrides
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, StreamflowError
-from streamflow.graph.graph import Graph, Start
+from streamflow.graph.graph import Start
 from streamflow.observe.live import LiveLine
 from streamflow.observe.report import report_data, report_tables
 from streamflow.runtime.run import Run
@@ -62,6 +67,37 @@ class Outcome:
         if isinstance(self.failure, GraphError):
             return exit_codes.BAD_CONFIGURATION
         return exit_codes.FAILED if self.failure else 0
+
+
+def run(
+    file: GraphFile,
+    *,
+    overrides: Overrides = (),
+    reset: Annotated[
+        bool, Parameter(negative=(), help="Begin anew; earlier checkpoints are put aside.")
+    ] = False,
+    checkpoint: Annotated[
+        str | None,
+        Parameter(name="--from", help="Go on from this checkpoint; newer ones are put aside."),
+    ] = None,
+    instance: Annotated[
+        str,
+        Parameter(
+            env_var="STREAMFLOW_INSTANCE",
+            help="Name of this run among several of the graph: {instance} in the checkpoint path.",
+        ),
+    ] = "0",
+    as_json: Json = False,
+) -> int:
+    """Run a graph until its streams end, or a signal drains it; return the exit code."""
+    if reset and checkpoint:
+        sys.stderr.write("expected --reset or --from, found both; leave one out\n")
+        return exit_codes.USAGE
+    graph = read_or_explain(file, overrides, deep=True, as_json=as_json)
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
+    start = Start(is_reset=reset, checkpoint=checkpoint)
+    return run_graph(graph, start=start, instance=instance, as_json=as_json)[0]
 
 
 def run_graph(

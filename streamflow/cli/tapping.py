@@ -10,20 +10,24 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import anyio
 from anyio import to_thread
+from cyclopts import Parameter
 from pydantic import PrivateAttr
 from rich.console import Console
 from rich.text import Text
 
 from streamflow.cli import exit_codes
+from streamflow.cli.checking import read_or_explain
+from streamflow.cli.parameters import GraphFile, Overrides
 from streamflow.cli.running import log_to, run_in_foreground
-from streamflow.codecs.formats import encode, named_format
+from streamflow.codecs.conversion import encode
+from streamflow.codecs.formats import named_format
 from streamflow.contracts import Context, Writer
+from streamflow.dataflow import Graph
 from streamflow.errors import GraphError, Problem, RunStoppedError, suggestion
-from streamflow.graph.graph import Graph
 from streamflow.nodes.declarations import Sink, Source
 from streamflow.records import Batch, Rejected
 from streamflow.runtime.run import Run
@@ -156,26 +160,45 @@ def _watching(name: str, source: Source) -> Source:
     return watching
 
 
-def tap_graph(graph: Graph, node: str, *, limit: int | None, meta: bool) -> int:
+def tap(
+    file: GraphFile,
+    node: Annotated[
+        str, Parameter(help="Node whose output to print; of a sink, what it receives.")
+    ],
+    *,
+    limit: Annotated[
+        int | None, Parameter(name=["--limit", "-n"], help="End after so many records.")
+    ] = None,
+    meta: Annotated[
+        bool, Parameter(negative=(), help="Print key, time and position, too.")
+    ] = False,
+    overrides: Overrides = (),
+) -> int:
     """Print what a node sends until the stream ends; return the exit code."""
+    if limit is not None and limit < 1:
+        sys.stderr.write(f"--limit: expected a number of at least 1, found {limit}; correct it\n")
+        return exit_codes.USAGE
+    graph = read_or_explain(file, overrides)
+    if graph is None:
+        return exit_codes.BAD_CONFIGURATION
     try:
         part = tapped(graph, node, Tap(limit=limit, meta=meta))
     except GraphError as error:
         sys.stderr.write(f"{error}\n")
         return exit_codes.USAGE
-    [tap] = part.sinks.values()
-    assert isinstance(tap, Tap)
+    [end] = part.sinks.values()
+    assert isinstance(end, Tap)
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Run]:
         async with part.open() as run:
-            tap._run = run
+            end._run = run
             yield run
 
     console = Console(stderr=True, force_terminal=False)
     log_to(console)
     outcome = anyio.run(run_in_foreground, opening, console, part.shutdown_timeout)
-    if isinstance(outcome.failure, RunStoppedError) and tap.is_full:
+    if isinstance(outcome.failure, RunStoppedError) and end.is_full:
         return 0
     if outcome.failure:
         console.print(Text(f"failed: {outcome.failure}"), soft_wrap=True)

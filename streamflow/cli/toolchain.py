@@ -1,19 +1,23 @@
-"""What native code takes on this machine: extensions that load, a compiler that works, a place."""
+"""What torch takes on this machine: a compiler that works, a place for code, models that learn."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from streamflow.cli.finding import Finding
+import torch
+
+from streamflow.cli.finding import Finding, told
+from streamflow.cli.learning import why_learned_eagerly
+from streamflow.dataflow import Graph
+from streamflow.errors import Problem
+from streamflow.models.model import Model
+from streamflow.models.shapes import ShapeError
+from streamflow.pipeline.torch_private import build_library, cache_folder, find_compiler
 
 # What every loop of learned samples begins with.
 _TRIAL = """\
@@ -24,51 +28,11 @@ extern "C" int streamflow_trial() { return 1; }
 _EAGER = "until then networks learn eagerly"
 
 
-class Extension(NamedTuple):
-    """C code of a package, which goes on without it and says nothing.
-
-    Attributes:
-        module: What to import.
-        switch: Environment variable that turns it off.
-        loss: What it is like without.
-    """
-
-    module: str
-    switch: str
-    loss: str
-
-
-EXTENSIONS = {
-    "aiokafka": Extension(
-        "aiokafka.record._crecords", "AIOKAFKA_NO_EXTENSIONS", "reading is ten times slower without"
-    ),
-    "msgpack": Extension(
-        "msgpack._cmsgpack", "MSGPACK_PUREPYTHON", "the format msgpack is slower without"
-    ),
-    "websockets": Extension("websockets.speedups", "", "long messages are slower without"),
-}
-
-
-def extensions() -> Iterator[Finding]:
-    """Yield whether the C code of packages that are installed loads."""
-    for package, extension in EXTENSIONS.items():
-        if find_spec(package):
-            yield _extension(package, extension)
-
-
-def _extension(package: str, extension: Extension) -> Finding:
-    subject = f"{package}'s C extension"
-    if os.environ.get(extension.switch):
-        cure = f"unset {extension.switch}: {extension.loss}"
-        return Finding(subject, f"turned off by {extension.switch}", cure)
-    cure = f"install a {package} wheel for this Python: {extension.loss}"
-    try:
-        import_module(extension.module)
-    except Exception as error:  # what is broken may raise anything
-        is_there = getattr(error, "name", "") != extension.module
-        found = f"does not load: {_told(error)}" if is_there else "not there"
-        return Finding(subject, found, cure)
-    return Finding(subject, "there")
+def hardware() -> Iterator[Finding]:
+    """Yield what torch computes with."""
+    yield Finding("torch's threads", str(torch.get_num_threads()))
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    yield Finding("GPUs", ", ".join(gpus) or "none: networks run on the processor")
 
 
 def compilation() -> list[Finding]:
@@ -76,15 +40,13 @@ def compilation() -> list[Finding]:
 
     What they need is tried: a library is compiled and loaded where they are kept.
     """
-    from streamflow.pipeline.torch_private import find_compiler
-
     command = find_compiler()
     compiler = shutil.which(command or "") or command
     try:
         folder = _cache()
     except OSError as error:
         cure = f"make it writable, or set TORCHINDUCTOR_CACHE_DIR to a folder that is; {_EAGER}"
-        place = Finding("compiled code", f"cannot be kept: {_told(error)}", cure)
+        place = Finding("compiled code", f"cannot be kept: {told(error)}", cure)
         return [_compiler(compiler, ""), place]
     failure = _trial_failure(folder) if compiler else ""
     return [_compiler(compiler, failure), Finding("compiled code", f"kept in {folder}")]
@@ -106,8 +68,6 @@ def _cache() -> Path:
     Raises:
         OSError: Nothing can be written there.
     """
-    from streamflow.pipeline.torch_private import cache_folder
-
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -116,8 +76,6 @@ def _cache() -> Path:
 
 def _trial_failure(folder: Path) -> str:
     """Return why what networks need does not compile or load there, if it does not."""
-    from streamflow.pipeline.torch_private import build_library
-
     with tempfile.TemporaryDirectory(dir=folder) as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of headers that networks do without
         library = Path(place) / "trial.so"
@@ -125,12 +83,32 @@ def _trial_failure(folder: Path) -> str:
             build_library(_TRIAL, library)
             ctypes.CDLL(str(library))
         except Exception as error:  # a compiler may fail in any way
-            return _told(error)
+            return told(error)
     return ""
 
 
-def _told(error: Exception) -> str:
-    """Return an error in a line: of what a compiler has printed, the first error."""
-    lines = str(error).strip().splitlines() or [""]
-    line = next((line for line in lines if "error:" in line), lines[0])
-    return f"{type(error).__name__}: {line}"
+def learning(graph: Graph, problems: Sequence[Problem], cannot: str) -> Iterator[Finding]:
+    """Yield how each model that can be built would learn.
+
+    Args:
+        graph: The graph.
+        problems: What is wrong with it.
+        cannot: Why nothing can be compiled here, if that is so.
+    """
+    wrong = {problem.location[1] for problem in problems if problem.location[0] == "models"}
+    for name, model in graph.models.items():
+        if name not in wrong:
+            yield _learning(name, model, graph.folder, cannot)
+
+
+def _learning(name: str, model: Model, folder: Path, cannot: str) -> Finding:
+    """Return how a model would learn."""
+    subject = f"{name}: learning"
+    try:
+        reason = why_learned_eagerly(model, folder) or cannot
+    except ShapeError as error:
+        what = str(error).partition("; ")[0]
+        return Finding(subject, f"not known before the first record: {what}")
+    except Exception as error:  # a network may refuse a record in any way
+        return Finding(subject, f"does not learn a random record: {error}", "see the message")
+    return Finding(subject, f"eager: {reason}" if reason else "compiled")

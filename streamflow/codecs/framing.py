@@ -257,7 +257,11 @@ class MsgpackSplitter:
 
 
 def check_payload_size(size_bytes: int) -> None:
-    """Raise ValueError if a payload this long can only be damage."""
+    """Refuse a payload so long that it can only be damage.
+
+    Raises:
+        ValueError: It is.
+    """
     if size_bytes > MAX_PAYLOAD_BYTES:
         message = f"a record of more than {MAX_PAYLOAD_BYTES} bytes"
         raise ValueError(message)

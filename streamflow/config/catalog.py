@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from streamflow.config.schema import GROUPS
 from streamflow.graph.graph import Checkpoints, FailureBudget, Settings
 from streamflow.models.feature import Feature
 from streamflow.models.model import Model
 from streamflow.nodes.declarations import Buffer, Declaration, Receiver
-from streamflow.nodes.plugins import FORMATS, missing_packages, registered
+from streamflow.nodes.plugins import FORMATS, GROUPS, missing_packages, registered
 from streamflow.nodes.problems import secret_options
 
 TYPES = {

@@ -6,8 +6,7 @@ from typing import NoReturn
 
 from streamflow.config.tree import Entries, Items, Scalar, Tree, compose
 from streamflow.errors import GraphError, Place, Problem, suggestion
-
-SECTIONS = ("sources", "operators", "models", "sinks")
+from streamflow.graph.structure import SECTIONS
 
 
 def override(tree: Tree, path: str, text: str) -> Tree:

@@ -5,38 +5,42 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from streamflow.config.document import Document, Location, flatten
 from streamflow.config.overrides import override
 from streamflow.config.tree import compose
 from streamflow.errors import GraphError, Place, Problem, suggestion
-from streamflow.graph.graph import SECTIONS, Graph, Outputs, Settings, structure_problems
+from streamflow.graph.graph import GraphDeclaration, Settings
+from streamflow.graph.structure import SECTIONS, Outputs, structure_problems
 from streamflow.models.model import Model
 from streamflow.nodes.declarations import Node, Operator, Sink, Source
-from streamflow.nodes.plugins import OPERATORS, SINKS, SOURCES, missing_packages, registered
+from streamflow.nodes.plugins import GROUPS, missing_packages, registered
 from streamflow.nodes.problems import kind, secret_options
 
 LARGEST_BYTES = 256 * 1024
 
-KINDS: Mapping[str, tuple[str, str, type[Node]]] = {
-    "sources": ("source", SOURCES, Source),
-    "operators": ("operator", OPERATORS, Operator),
-    "sinks": ("sink", SINKS, Sink),
-}
-"""What a node of a section is called, its group of entry points, and its class."""
+PARENTS: Mapping[str, type[Node]] = {"sources": Source, "operators": Operator, "sinks": Sink}
+"""What the nodes of a section are."""
+
+_Graph = TypeVar("_Graph", bound=GraphDeclaration)
 
 
-def read_graph(path: Path, *, overrides: Mapping[str, str]) -> Graph:
-    """Return the graph in the file ``path``, with ``overrides`` by dotted path.
+def read_graph(declared: type[_Graph], path: Path, *, overrides: Mapping[str, str]) -> _Graph:
+    """Return the graph in the file ``path`` as one of that class.
+
+    Args:
+        declared: The class.
+        path: The file.
+        overrides: Values in place of those of the file, by dotted path.
 
     Raises:
         GraphError: With every problem, located in the file.
     """
     document, problems = _read_document(path, overrides)
-    graph = _Reading(document, problems).graph()
+    graph = _Reading(document, problems).graph(declared)
     graph._folder = path.parent
-    graph._document = document
+    graph._locate = document.locate
     return graph
 
 
@@ -84,7 +88,7 @@ class _Reading:
         self._problems = problems
         self._unset = {problem.location for problem in document.problems}
 
-    def graph(self) -> Graph:
+    def graph(self, declared: type[_Graph]) -> _Graph:
         data = self._mapping(self._document.data, (), "a mapping with name, sources and sinks")
         if not isinstance(self._document.data, dict):
             self._raise()
@@ -110,8 +114,8 @@ class _Reading:
         self._structure(sections, data.get("dead_letter"), outputs)
         if self._problems:
             self._raise()
-        declared = {**settings, **nodes, "dead_letter": dead_letter}
-        graph: Graph | None = self._declare(Graph, declared, ())
+        options = {**settings, **nodes, "dead_letter": dead_letter}
+        graph: _Graph | None = self._declare(declared, options, ())
         return graph or self._raise()
 
     def _raise(self) -> NoReturn:
@@ -130,8 +134,8 @@ class _Reading:
 
     def _settings(self, data: dict[str, Any]) -> dict[str, Any]:
         for name in data:
-            if name not in Graph.model_fields:
-                cure = suggestion(name, list(Graph.model_fields))
+            if name not in GraphDeclaration.model_fields:
+                cure = suggestion(name, list(GraphDeclaration.model_fields))
                 self._report(
                     (name,), f"expected a part of a graph, found {name}; {cure}", is_about_key=True
                 )
@@ -169,7 +173,7 @@ class _Reading:
 
     def _class(self, section: str, location: Location, options: dict[str, Any]) -> Any:
         """Return the class that ``type`` names."""
-        noun, group, parent = KINDS[section]
+        noun, group = GROUPS[section]
         known = registered(group)
         where, name = (*location, "type"), options.get("type")
         if where in self._unset:
@@ -192,7 +196,7 @@ class _Reading:
                 message = f"expected the type {name} to import, found {reason}; mend its package"
                 self._report(where, message)
                 return None
-            if isinstance(found, type) and issubclass(found, parent):
+            if isinstance(found, type) and issubclass(found, PARENTS[section]):
                 return found
             message = f"expected a {noun} under the type {name}, found {found!r}; mend its package"
             self._report(where, message)
@@ -229,7 +233,7 @@ def _raw_inputs(value: Any) -> tuple[str, ...]:
 
 
 def _type_cure(name: str, group: str) -> str:
-    for section, (noun, other, _) in KINDS.items():
+    for section, (noun, other) in GROUPS.items():
         if other != group and name in registered(other):
             return f"{name} is a type of {noun}: declare it under {section}"
     return suggestion(name, list(registered(group)))

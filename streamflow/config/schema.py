@@ -7,15 +7,15 @@ which also knows how nodes are connected: a file that it refuses is refused by t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from streamflow.codecs.formats import Format
-from streamflow.graph.graph import SECTIONS, Graph, Settings
+from streamflow.graph.graph import GraphDeclaration, Settings
+from streamflow.graph.structure import SECTIONS
 from streamflow.models.model import Model
 from streamflow.nodes.declarations import Declaration
-from streamflow.nodes.plugins import FORMATS, OPERATORS, SINKS, SOURCES, registered
+from streamflow.nodes.plugins import FORMATS, GROUPS, registered
 
 Schema = dict[str, Any]
 
@@ -23,13 +23,6 @@ SCHEMA_FILE: Final = "streamflow.schema.json"
 
 SCHEMA_LINE: Final = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
 """What a graph file begins with, for editors, where the schema lies beside it."""
-
-GROUPS: Mapping[str, tuple[str, str]] = {
-    "sources": ("source", SOURCES),
-    "operators": ("operator", OPERATORS),
-    "sinks": ("sink", SINKS),
-}
-"""What a node of a section is called, and its group of entry points."""
 
 VARIABLE: Schema = {"type": "string", "pattern": r"\$\{", "description": "A variable: ${NAME}."}
 
@@ -73,7 +66,7 @@ def _settings(definitions: Schema) -> Schema:
     """Return the schemas of all keys of a file, those of the sections without their nodes."""
     sections = {
         name: {"description": field.description or ""}
-        for name, field in Graph.model_fields.items()
+        for name, field in GraphDeclaration.model_fields.items()
         if name not in Settings.model_fields
     }
     properties: Schema = _own(Settings, definitions)["properties"]

@@ -12,7 +12,8 @@ from pydantic_core import PydanticSerializationError
 
 from streamflow.config.scalars import resolve
 from streamflow.errors import GraphError, Problem
-from streamflow.graph.graph import SECTIONS, Graph, Settings
+from streamflow.graph.graph import GraphDeclaration, Settings
+from streamflow.graph.structure import SECTIONS
 from streamflow.nodes.declarations import Node
 
 WIDTH = 88
@@ -24,7 +25,7 @@ PLAIN = re.compile(r"[A-Za-z_./][\w./+-]*(?::[A-Za-z_][\w.]*)?(?: [\w./+-]+)*", 
 UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
-def write_graph(graph: Graph) -> str:
+def write_graph(graph: GraphDeclaration) -> str:
     """Return the graph as YAML: options that have their default are left out.
 
     A secret becomes a reference to an environment variable.

@@ -23,7 +23,7 @@ from graphlib import TopologicalSorter
 
 from streamflow.errors import Problem
 from streamflow.models.model import Model
-from streamflow.nodes.declarations import Operator, Receiver, Sink, Source, node_of
+from streamflow.nodes.declarations import Operator, Receiver, Sink, Source, Surroundings, node_of
 
 DEAD_LETTER = "dead_letter"
 """What the sink of the dead letters is called, in a graph and among the nodes of a run."""
@@ -90,20 +90,14 @@ def delivery_problems(
         is_checkpointed: Whether it takes checkpoints.
     """
     ordered = _ordered(receivers)
-    places: dict[str, tuple[str, ...]] = {
-        name: ("sinks", name) for name, node in receivers.items() if isinstance(node, Sink)
-    }
     sinks = {name: node for name, node in receivers.items() if isinstance(node, Sink)}
+    places: dict[str, tuple[str, ...]] = {name: ("sinks", name) for name in sinks}
     if dead_letter is not None:
         places[DEAD_LETTER], sinks[DEAD_LETTER] = (DEAD_LETTER,), dead_letter
     for name, sink in sinks.items():
-        found = sink.delivery_problems(
-            sources,
-            sinks,
-            is_ordered=name in ordered,
-            is_checkpointed=is_checkpointed,
-        )
-        yield from (problem.within(*places[name]) for problem in found)
+        graph = Surroundings(sources, sinks, name in ordered, is_checkpointed)
+        for problem in sink.delivery_problems(graph):
+            yield problem.within(*places[name])
 
 
 def _terms(

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from streamflow.contracts import Context, Processor, Reader, Writer
+from streamflow.contracts import Codec, Context, Processor, Reader, Writer
 from streamflow.errors import GraphError, Problem, suggestion
 from streamflow.nodes.problems import problems_of
-from streamflow.nodes.sizes import SizeField
-
-if TYPE_CHECKING:
-    from streamflow.codecs.formats import Codec
+from streamflow.nodes.units import SizeField
 
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest", "fail"]
 """What happens when more records come to an edge than it has room for."""
@@ -279,22 +277,8 @@ class Sink(Receiver):
         """Whether what `Writer.flush` has waited for is delivered, and not only sent off."""
         return True
 
-    def delivery_problems(
-        self,
-        sources: Mapping[str, Source],
-        sinks: Mapping[str, Sink],
-        *,
-        is_ordered: bool = True,
-        is_checkpointed: bool = True,
-    ) -> Iterator[Problem]:
-        """Yield what keeps the sink from delivering as it promises, located within the node.
-
-        Args:
-            sources: Of the whole graph, by name.
-            sinks: Likewise, with the one of the dead letters.
-            is_ordered: Whether records come in the order of the source, once at the most.
-            is_checkpointed: Whether the graph takes checkpoints.
-        """
+    def delivery_problems(self, graph: Surroundings) -> Iterator[Problem]:
+        """Yield what keeps the sink from delivering as it promises, located within the node."""
         yield from ()
 
     def adding(self) -> Sink:
@@ -304,3 +288,20 @@ class Sink(Receiver):
     def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
         """Connect, and give a writer until the context is left."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The graph around a sink, as far as its promise depends on it.
+
+    Attributes:
+        sources: Of the whole graph, by name.
+        sinks: Likewise, with the one of the dead letters.
+        is_ordered: Whether the sink's records come in the order of the source, once at the most.
+        is_checkpointed: Whether the graph takes checkpoints.
+    """
+
+    sources: Mapping[str, Source]
+    sinks: Mapping[str, Sink]
+    is_ordered: bool = True
+    is_checkpointed: bool = True

@@ -4,6 +4,7 @@ The built-in ones are registered in exactly the same way, so a package of a stra
 ``type`` by declaring an entry point in one of these groups.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -16,6 +17,13 @@ OPERATORS = "streamflow.operators"
 SINKS = "streamflow.sinks"
 FORMATS = "streamflow.formats"
 COMMANDS = "streamflow.commands"
+
+GROUPS: Mapping[str, tuple[str, str]] = {
+    "sources": ("source", SOURCES),
+    "operators": ("operator", OPERATORS),
+    "sinks": ("sink", SINKS),
+}
+"""What a node of a section of a graph is called, and its group of entry points."""
 
 
 @cache

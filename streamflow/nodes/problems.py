@@ -67,7 +67,7 @@ LIMITS: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Mistake:
     """One of pydantic's errors, located in what the user wrote.
 
     Attributes:
@@ -94,21 +94,21 @@ def problems_of(
     Values of secret options are never part of a message.
     """
     problems: list[Problem] = []
-    findings: list[Finding] = []
+    mistakes: list[Mistake] = []
     for details in error.errors(include_url=False):
         location, is_branch = _written_location(details, options)
         cause = details.get("ctx", {}).get("error")
         if isinstance(cause, GraphError):
             problems += [problem.within(*location) for problem in cause.problems]
         else:
-            findings.append(_finding(details, location, is_branch, declared))
+            mistakes.append(_mistake(details, location, is_branch, declared))
     below = [problem.location for problem in problems]  # found by a declaration within
-    findings = [
-        finding
-        for finding in findings
-        if not (finding.is_branch and any(_is_below(other, finding) for other in below))
+    mistakes = [
+        mistake
+        for mistake in mistakes
+        if not (mistake.is_branch and any(_is_below(other, mistake) for other in below))
     ]
-    return problems + [_problem(group, declared) for group in _groups(findings)]
+    return problems + [_problem(group, declared) for group in _groups(mistakes)]
 
 
 def show(value: object) -> str:
@@ -172,31 +172,31 @@ def _written_location(details: ErrorDetails, options: Mapping[str, Any]) -> tupl
     return tuple(location), is_branch
 
 
-def _finding(
+def _mistake(
     details: ErrorDetails, location: Location, is_branch: bool, declared: type[BaseModel]
-) -> Finding:
+) -> Mistake:
     code, value, context = details["type"], details["input"], details.get("ctx", {})
     is_secret = bool(location) and location[0] in secret_options(declared)
     found = kind(value) if is_secret else show(value)
     if code == "missing":
         name = f"the option {location[-1]}"
-        return Finding(location, name, "none", f"add {_described(location, declared)}")
+        return Mistake(location, name, "none", f"add {_described(location, declared)}")
     if code == "extra_forbidden":
         return _unknown_option(location, declared)
     if code == "literal_error":
         expected, cure = _choice(value, context["expected"])
-        return Finding(location, expected, found, cure, is_type=True, is_branch=is_branch)
+        return Mistake(location, expected, found, cure, is_type=True, is_branch=is_branch)
     if code == "value_error":
         return _own_words(str(context["error"]), location, found, is_branch)
     if code in LIMITS:
         expected, cure = LIMITS[code]
         if code.startswith("too_"):
             found = str(context["actual_length"])
-        return Finding(location, expected.format_map(context), found, cure, is_branch=is_branch)
+        return Mistake(location, expected.format_map(context), found, cure, is_branch=is_branch)
     expected, cure = TYPES.get(code) or _pydantics_words(details["msg"])
     expected = expected.format_map(context)
     cure = _quoted(expected, value, cure) if not is_secret else cure
-    return Finding(location, expected, found, cure, is_type=True, is_branch=is_branch)
+    return Mistake(location, expected, found, cure, is_type=True, is_branch=is_branch)
 
 
 def _described(location: Location, declared: type[BaseModel]) -> str:
@@ -209,14 +209,14 @@ def _described(location: Location, declared: type[BaseModel]) -> str:
     return f"{name} ({description[0].lower()}{description[1:]})"
 
 
-def _unknown_option(location: Location, declared: type[BaseModel]) -> Finding:
+def _unknown_option(location: Location, declared: type[BaseModel]) -> Mistake:
     name = str(location[-1])
     known = list(declared.model_fields) if len(location) == 1 else []
     field = declared.model_fields.get("type")
     owner = getattr(field, "default", None)
     expected = f"an option of {owner if isinstance(owner, str) else declared.__name__}"
     cure = suggestion(name, known) if known else "remove it"
-    return Finding(location, expected, name, cure, is_about_key=True)
+    return Mistake(location, expected, name, cure, is_about_key=True)
 
 
 def _choice(value: object, expected: str) -> tuple[str, str]:
@@ -230,15 +230,15 @@ def _choice(value: object, expected: str) -> tuple[str, str]:
     return one, f"write {names[0]}" if len(names) == 1 else "choose one of them"
 
 
-def _own_words(text: str, location: Location, found: str, is_branch: bool) -> Finding:
-    """Return the finding of one of the project's own validators, or a stranger's."""
+def _own_words(text: str, location: Location, found: str, is_branch: bool) -> Mistake:
+    """Return the mistake of one of the project's own validators, or a stranger's."""
     text = " ".join(text.split())
     match = re.fullmatch(r"expected (.+?)(?:, found (.+?))?(?:; (.+))?", text)
     if match is None:
         name = location[-1] if location else "options"
-        return Finding(location, f"other {name}", found, text, is_branch=is_branch)
+        return Mistake(location, f"other {name}", found, text, is_branch=is_branch)
     expected, stated, cure = match.groups()
-    return Finding(
+    return Mistake(
         location,
         expected,
         stated or found,
@@ -264,36 +264,36 @@ def _quoted(expected: str, value: object, cure: str) -> str:
     return cure
 
 
-def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
+def _groups(mistakes: Sequence[Mistake]) -> list[list[Mistake]]:
     """Return what becomes one problem each: the branches of one union together."""
-    groups: dict[object, list[Finding]] = {}
-    for index, finding in enumerate(findings):
-        if finding.is_branch and any(_is_below(other.location, finding) for other in findings):
+    groups: dict[object, list[Mistake]] = {}
+    for index, mistake in enumerate(mistakes):
+        if mistake.is_branch and any(_is_below(other.location, mistake) for other in mistakes):
             continue  # another branch fitted further than this one
-        groups.setdefault(finding.location if finding.is_branch else index, []).append(finding)
+        groups.setdefault(mistake.location if mistake.is_branch else index, []).append(mistake)
     return [_closest(group) for group in groups.values()]
 
 
-def _is_below(location: Location, finding: Finding) -> bool:
-    depth = len(finding.location)
-    return len(location) > depth and location[:depth] == finding.location
+def _is_below(location: Location, mistake: Mistake) -> bool:
+    depth = len(mistake.location)
+    return len(location) > depth and location[:depth] == mistake.location
 
 
-def _closest(group: list[Finding]) -> list[Finding]:
-    """Return the findings of branches whose type fitted, if there are any."""
-    return [finding for finding in group if not finding.is_type] or group
+def _closest(group: list[Mistake]) -> list[Mistake]:
+    """Return the mistakes of branches whose type fitted, if there are any."""
+    return [mistake for mistake in group if not mistake.is_type] or group
 
 
-def _problem(group: Sequence[Finding], declared: type[BaseModel]) -> Problem:
+def _problem(group: Sequence[Mistake], declared: type[BaseModel]) -> Problem:
     first = group[0]
-    expected = list(dict.fromkeys(finding.expected for finding in group))
+    expected = list(dict.fromkeys(mistake.expected for mistake in group))
     message = f"expected {_either(expected)}, found {first.found}; {_cure(group, declared)}"
     return Problem(first.location, message, first.is_about_key)
 
 
-def _cure(group: Sequence[Finding], declared: type[BaseModel]) -> str:
+def _cure(group: Sequence[Mistake], declared: type[BaseModel]) -> str:
     """Return what to do: for the branches of a union, the best guess at what was meant."""
-    cures = list(dict.fromkeys(finding.cure for finding in group))
+    cures = list(dict.fromkeys(mistake.cure for mistake in group))
     if len(cures) == 1:
         return cures[0]
     guesses = (cure for cure in cures if cure.startswith("did you mean"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphlib import TopologicalSorter
 from html import escape
 
-from streamflow.graph.graph import Graph
+from streamflow.graph.graph import GraphDeclaration
 from streamflow.nodes.declarations import Node, Receiver, node_of
 
 WIDTH, HEIGHT, GAP = 170, 46, 60
@@ -22,7 +22,7 @@ SHAPES = {
 """Mermaid's brackets around a node."""
 
 
-def as_text(graph: Graph) -> str:
+def as_text(graph: GraphDeclaration) -> str:
     """Return one line for each node, in the order of the stream, with its inputs."""
     rows = [
         (section.removesuffix("s"), name, _type(node), ", ".join(_inputs(node)))
@@ -36,7 +36,7 @@ def as_text(graph: Graph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_mermaid(graph: Graph) -> str:
+def as_mermaid(graph: GraphDeclaration) -> str:
     """Return a flowchart, as Markdown pages show it."""
     nodes = _in_order(graph)
     numbers = {name: f"n{number}" for number, (_, name, _) in enumerate(nodes)}
@@ -53,7 +53,7 @@ def as_mermaid(graph: Graph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_svg(graph: Graph) -> str:
+def as_svg(graph: GraphDeclaration) -> str:
     """Return a picture: the stream goes from left to right, each node right of all its inputs."""
     nodes = _in_order(graph)
     columns: dict[str, int] = {}
@@ -88,7 +88,7 @@ def as_svg(graph: Graph) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _in_order(graph: Graph) -> list[tuple[str, str, Node]]:
+def _in_order(graph: GraphDeclaration) -> list[tuple[str, str, Node]]:
     """Return section, name and declaration of every node, each after what it receives from."""
     nodes = {name: (section, name, node) for section, name, node in graph.nodes()}
     inputs = {name: map(node_of, _inputs(node)) for name, (_, _, node) in nodes.items()}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from streamflow.errors import GraphError, Problem
-from streamflow.nodes.durations import DurationField, SpanField
+from streamflow.nodes.units import DurationField, SpanField
 from streamflow.operators.fields import FieldNames
 from streamflow.operators.keys import KeyedOperator
 

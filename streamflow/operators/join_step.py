@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar
 
 from streamflow.contracts import Processed
-from streamflow.nodes.durations import milliseconds
+from streamflow.nodes.units import milliseconds
 from streamflow.operators.join_options import JoinOptions
 from streamflow.operators.step import absent, size_of, without_fields
 from streamflow.operators.watermarks import Clocked, WatermarkStep

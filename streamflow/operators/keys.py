@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from streamflow.contracts import Processed
 from streamflow.nodes.declarations import Operator
-from streamflow.nodes.durations import SpanField, milliseconds
+from streamflow.nodes.units import SpanField, milliseconds
 from streamflow.operators.fields import FieldNames
 from streamflow.operators.step import Step, note_absent
 from streamflow.operators.times import TimeUnit, read_times

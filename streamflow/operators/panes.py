@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from streamflow.nodes.durations import milliseconds
+from streamflow.nodes.units import milliseconds
 from streamflow.operators.aggregates import Aggregate
 from streamflow.operators.watermarks import Clocked
 from streamflow.operators.window_options import WindowOptions

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from streamflow.contracts import Context
-from streamflow.nodes.durations import SpanField, milliseconds
+from streamflow.nodes.units import SpanField, milliseconds
 from streamflow.operators.keys import KeyedOperator, PassingStep
 
 

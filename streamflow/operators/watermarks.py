@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from streamflow.nodes.durations import milliseconds
+from streamflow.nodes.units import milliseconds
 from streamflow.operators.keys import KeyedOperator, KeyedStep
 
 NEVER_MS = -(2**62)

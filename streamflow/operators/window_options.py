@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from streamflow.nodes.durations import DurationField, SpanField
+from streamflow.nodes.units import DurationField, SpanField
 from streamflow.operators.aggregates import AggregateField
 from streamflow.operators.keys import KeyedOperator
 

@@ -7,7 +7,7 @@ from dataclasses import astuple
 from typing import Any
 
 from streamflow.contracts import Processed
-from streamflow.nodes.durations import milliseconds
+from streamflow.nodes.units import milliseconds
 from streamflow.operators.aggregates import Aggregate, aggregation
 from streamflow.operators.evaluation import cause_of, told
 from streamflow.operators.panes import Fixed, Pane, Panes, Sessions

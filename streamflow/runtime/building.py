@@ -7,25 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from streamflow.checkpoints import Snapshot
 from streamflow.contracts import Context, Resume
 from streamflow.errors import StreamflowError
-from streamflow.graph.graph import Graph
+from streamflow.graph.graph import GraphDeclaration
 from streamflow.graph.promises import DEAD_LETTER
 from streamflow.nodes.declarations import Operator, Receiver, Sink, Source, node_of
 from streamflow.runtime.channels import Inbox
-from streamflow.runtime.checkpoints import Coordinator, Gate
+from streamflow.runtime.checkpoints import Coordinator, SourceGate
 from streamflow.runtime.dead_letters import DeadLetters
+from streamflow.runtime.receiver_tasks import ProcessorTask, SinkTask
 from streamflow.runtime.round_robin import RoundRobinInbox
+from streamflow.runtime.source_task import SourceTask
 from streamflow.runtime.starting import Checkpointing
-from streamflow.runtime.tasks import (
-    NodeTask,
-    ProcessorTask,
-    SinkTask,
-    SourceTask,
-    waiting_at,
-)
+from streamflow.runtime.tasks import NodeTask, waiting_at
 
 
 def build_tasks(
-    graph: Graph,
+    graph: GraphDeclaration,
     on_exhausted: Callable[[StreamflowError], None],
     checkpoints: Checkpointing | None = None,
 ) -> list[NodeTask]:
@@ -58,7 +54,7 @@ def build_tasks(
 
 
 def _connect(
-    graph: Graph,
+    graph: GraphDeclaration,
     tasks: Mapping[str, NodeTask],
     inboxes: Mapping[str, Inbox],
     snapshot: Snapshot | None,
@@ -74,20 +70,20 @@ def _connect(
             inboxes[name].restore(state)
 
 
-def _gate(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Gate:
+def _gate(name: str, graph: GraphDeclaration, checkpoints: Checkpointing | None) -> SourceGate:
     every = graph.checkpoint.records if graph.checkpoint and checkpoints else None
     if checkpoints is None or checkpoints.snapshot is None:
-        return Gate(every)
+        return SourceGate(every)
     snapshot = checkpoints.snapshot
-    return Gate(every, snapshot.records.get(name, 0), snapshot.positions.get(name))
+    return SourceGate(every, snapshot.records.get(name, 0), snapshot.positions.get(name))
 
 
-def _is_stored_by_sinks(graph: Graph) -> bool:
+def _is_stored_by_sinks(graph: GraphDeclaration) -> bool:
     """Return whether positions are stored with what is written, and by nobody else."""
     return any(sink.stores_positions for sink in graph.sinks.values())
 
 
-def _begins(name: str, graph: Graph, checkpoints: Checkpointing) -> bool:
+def _begins(name: str, graph: GraphDeclaration, checkpoints: Checkpointing) -> bool:
     """Return whether a source begins as if it had never been read, the checkpoint being the first.
 
     Where it began it alone knows, by what was committed before or what had come until then.
@@ -98,7 +94,7 @@ def _begins(name: str, graph: Graph, checkpoints: Checkpointing) -> bool:
     return not any(snapshot.records.values()) and not snapshot.positions.get(name)
 
 
-def _context(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Context:
+def _context(name: str, graph: GraphDeclaration, checkpoints: Checkpointing | None) -> Context:
     """Return what a node is told when it is opened."""
     snapshot = checkpoints.snapshot if checkpoints else None
     resume = None
@@ -113,7 +109,9 @@ def _context(name: str, graph: Graph, checkpoints: Checkpointing | None) -> Cont
     return Context(name, graph.folder, checkpoints is not None, resume, graph.sources)
 
 
-def coordinate(tasks: Sequence[NodeTask], graph: Graph, checkpoints: Checkpointing) -> Coordinator:
+def coordinate(
+    tasks: Sequence[NodeTask], graph: GraphDeclaration, checkpoints: Checkpointing
+) -> Coordinator:
     """Return what takes a graph's checkpoints, made known to all tasks."""
     assert graph.checkpoint is not None
     merges = [node.merge for _, _, node in graph.nodes() if isinstance(node, Receiver)]

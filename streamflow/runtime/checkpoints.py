@@ -1,7 +1,7 @@
 """Checkpoints of a run: the stream stops at a record, and all state there becomes one snapshot.
 
-Theory of operation. Every source passes a `Gate`. With ``every: 4`` the gates of two sources, each
-record a dot, a bar where a gate waits:
+Theory of operation. Every source passes a `SourceGate`. With ``every: 4`` the gates of two sources,
+each record a dot, a bar where a gate waits:
 
     source a   . . . .|. . . .|          the run waits until everything let through is finished:
     source b   . . .  |. . .  |          written and flushed, rejected, or held by an operator
@@ -43,7 +43,7 @@ PATIENCE = 2.0
 """Seconds that a write may take to come to its end once the run is cancelled."""
 
 
-class Part(Protocol):
+class Participant(Protocol):
     """A node's task, as far as checkpoints know it."""
 
     @property
@@ -72,7 +72,7 @@ class Part(Protocol):
         ...
 
 
-class Gate:
+class SourceGate:
     """One source's way into the graph.
 
     Args:
@@ -160,8 +160,8 @@ class Coordinator:
 
     def __init__(
         self,
-        parts: Sequence[Part],
-        gates: Sequence[Gate],
+        parts: Sequence[Participant],
+        gates: Sequence[SourceGate],
         write: Callable[[Snapshot], object],
         *,
         write_first: Callable[[Snapshot], object] | None = None,
@@ -223,7 +223,7 @@ class Coordinator:
         """Wait until records may come."""
         await self._begun.wait()
 
-    async def reached(self, gate: Gate) -> None:
+    async def reached(self, gate: SourceGate) -> None:
         """Wait until the checkpoint that a gate is due for has been taken."""
         while gate.is_due:
             opened = self._opened

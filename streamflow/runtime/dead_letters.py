@@ -12,7 +12,8 @@ from streamflow.errors import FailureBudgetError
 from streamflow.graph.graph import FailureBudget
 from streamflow.records import Batch, Partition, Rejected
 from streamflow.runtime.acks import Share
-from streamflow.runtime.channels import Edge, Parcel
+from streamflow.runtime.channels import Edge
+from streamflow.runtime.parcels import Parcel
 
 LOGGED_PER_NODE = 20
 

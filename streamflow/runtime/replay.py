@@ -35,13 +35,13 @@ import anyio
 from anyio import to_thread
 
 from streamflow.checkpoints import Snapshot, folder_of, reading
-from streamflow.codecs.formats import Codec, decode
-from streamflow.contracts import Context, Fetch, Reader
+from streamflow.codecs.conversion import decode
+from streamflow.contracts import Codec, Context, Fetch, Reader
 from streamflow.errors import ConnectorError
-from streamflow.graph.graph import Graph, Start
+from streamflow.graph.graph import GraphDeclaration, Start
 from streamflow.nodes.declarations import Sink, Source
 from streamflow.nodes.plugins import SINKS, load
-from streamflow.records import Batch, Headers, Partition, to_columns
+from streamflow.records import Batch, Partition, if_any, to_columns
 from streamflow.runtime.letters import Damaged, Letter, LetterFile
 from streamflow.runtime.run import Run, opened_run
 from streamflow.runtime.starting import (
@@ -80,7 +80,11 @@ def note_path(path: Path) -> Path:
 
 
 def num_replayed(path: Path) -> int:
-    """Return how many letters of a file have been replayed."""
+    """Return how many letters of a file have been replayed.
+
+    Raises:
+        ConnectorError: What is noted about it cannot be read.
+    """
     try:
         note = Note(**json.loads(note_path(path).read_bytes()))
     except FileNotFoundError:
@@ -143,7 +147,7 @@ def _write_note(path: Path, note: Note) -> None:
     unfinished.replace(note_path(path))
 
 
-def _recover_note(graph: Graph, path: Path, instance: str) -> None:
+def _recover_note(graph: GraphDeclaration, path: Path, instance: str) -> None:
     """Note beside a file what the newest checkpoint knows of its replay, if that is more.
 
     Raises:
@@ -162,7 +166,7 @@ def _recover_note(graph: Graph, path: Path, instance: str) -> None:
         _write_note(path, note)
 
 
-async def plan_replay(graph: Graph, letters: LetterFile, instance: str = "0") -> Replay:
+async def plan_replay(graph: GraphDeclaration, letters: LetterFile, instance: str = "0") -> Replay:
     """Look through a file for the letters that have not been replayed.
 
     Raises:
@@ -190,7 +194,7 @@ async def plan_replay(graph: Graph, letters: LetterFile, instance: str = "0") ->
     return Replay(letters, replayed + 1, Note(last, size_bytes, digest))
 
 
-def _check_letter(letter: Letter | Damaged, graph: Graph, path: Path) -> None:
+def _check_letter(letter: Letter | Damaged, graph: GraphDeclaration, path: Path) -> None:
     if isinstance(letter, Damaged):
         message = f"{path}: {letter.cause} (letter {letter.number}); remove it"
         raise ConnectorError(message)
@@ -202,14 +206,16 @@ def _check_letter(letter: Letter | Damaged, graph: Graph, path: Path) -> None:
         raise ConnectorError(message)
 
 
-def _sources_of(graph: Graph) -> dict[str, str]:
+def _sources_of(graph: GraphDeclaration) -> dict[str, str]:
     """Return the source that letters belong to, by the name that they have."""
     names = {name: name for name in graph.sources}
     return names if len(names) > 1 else names | {"": next(iter(names))}
 
 
 @asynccontextmanager
-async def open_replay(graph: Graph, replay: Replay, *, instance: str = "0") -> AsyncIterator[Run]:
+async def open_replay(
+    graph: GraphDeclaration, replay: Replay, *, instance: str = "0"
+) -> AsyncIterator[Run]:
     """Run a graph over dead letters; as `Graph.open` does, but to the end of the letters.
 
     Raises:
@@ -250,7 +256,7 @@ class _Latch:
         )
 
 
-def replaying_graph(graph: Graph, replay: Replay) -> Graph:
+def replaying_graph(graph: GraphDeclaration, replay: Replay) -> GraphDeclaration:
     """Return a graph with its dead letters for sources."""
     named = _sources_of(graph)
     waiting = {"overflow": "block"}
@@ -361,9 +367,9 @@ class ReplayReader:
             [] if is_decoded else to_columns([letter.original for letter in letters]),
             [partition] * len(letters),
             [letter.offset for letter in letters],
-            keys=_if_any([letter.key for letter in letters]),
-            timestamps_ms=_if_any([letter.timestamp_ms for letter in letters]),
-            headers=_headers([letter.headers for letter in letters]),
+            keys=if_any([letter.key for letter in letters]),
+            timestamps_ms=if_any([letter.timestamp_ms for letter in letters]),
+            headers=if_any([letter.headers for letter in letters]),
             originals=[payload or b"" for payload in payloads] if is_decoded else None,
             size_bytes=sum(64 + len(str(letter.original)) for letter in letters),
         )
@@ -377,11 +383,3 @@ class ReplayReader:
             codec = self._source.original.decoder(self._context.folder, letter.position)
             self._codecs[partition] = codec
         return self._codecs[partition]
-
-
-def _if_any(items: list[Any]) -> list[Any] | None:
-    return None if all(item is None for item in items) else items
-
-
-def _headers(items: list[Headers]) -> list[Headers] | None:
-    return items if any(items) else None

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamflow.runtime.batch_state import load_batch, save_batch
-from streamflow.runtime.channels import Edge, Inbox, Parcel, join
+from streamflow.runtime.channels import Edge, Inbox
+from streamflow.runtime.parcels import Parcel, join
 
 
 class RoundRobinInbox(Inbox):

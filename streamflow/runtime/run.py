@@ -24,13 +24,15 @@ from streamflow.errors import (
     StreamflowError,
     suggestion,
 )
-from streamflow.graph.graph import Graph, Start
+from streamflow.graph.graph import GraphDeclaration, Start
 from streamflow.records import Headers, Record
 from streamflow.runtime.building import build_tasks, coordinate
 from streamflow.runtime.checkpoints import Coordinator
+from streamflow.runtime.receiver_tasks import SinkTask
+from streamflow.runtime.source_task import SourceTask
 from streamflow.runtime.starting import Checkpointing, check_graph, opened_checkpoints
 from streamflow.runtime.stats import CheckpointStats, NodeStats, Stats
-from streamflow.runtime.tasks import NodeTask, SinkTask, SourceTask
+from streamflow.runtime.tasks import NodeTask
 
 logger = logging.getLogger("streamflow")
 
@@ -64,9 +66,9 @@ class Pullable(Protocol):
 
 
 class Run:
-    """A running graph; `Graph.open` makes one."""
+    """A running graph; `streamflow.Graph.open` makes one."""
 
-    def __init__(self, graph: Graph, checkpoints: Checkpointing | None = None) -> None:
+    def __init__(self, graph: GraphDeclaration, checkpoints: Checkpointing | None = None) -> None:
         self._graph = graph
         self._tasks = build_tasks(graph, self._fail, checkpoints)
         self._coordinator: Coordinator | None = None
@@ -146,6 +148,8 @@ class Run:
         """Push a record into the memory source ``name``, waiting while it has no room.
 
         Raises:
+            KeyError: There is no source of this name.
+            TypeError: It takes no records that are pushed.
             RunStoppedError: The run takes no more records.
         """
         reader = self._pushable(name)
@@ -155,13 +159,20 @@ class Run:
         await reader.send(value, key=key, timestamp_ms=timestamp_ms, headers=headers)
 
     async def end(self, name: str) -> None:
-        """Say that no more records will be pushed into the memory source ``name``."""
+        """Say that no more records will be pushed into the memory source ``name``.
+
+        Raises:
+            KeyError: There is no source of this name.
+            TypeError: It takes no records that are pushed.
+        """
         await self._pushable(name).end()
 
     async def records(self, name: str) -> AsyncIterator[Record]:
         """Yield the records of the memory sink ``name`` to the end of the stream.
 
         Raises:
+            KeyError: There is no sink of this name.
+            TypeError: It keeps no records to be read.
             StreamflowError: The run failed.
         """
         task = self._task(name, "sink")
@@ -291,8 +302,13 @@ class Run:
 
 
 @asynccontextmanager
-async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterator[Run]:
-    """Check the graph, open its nodes, and give the run; see `Graph.open`."""
+async def open_run(graph: GraphDeclaration, *, start: Start, instance: str) -> AsyncIterator[Run]:
+    """Check the graph, open its nodes, and give the run; see `streamflow.Graph.open`.
+
+    Raises:
+        GraphError: The graph cannot run.
+        StreamflowError: As `opened_run`.
+    """
     await check_graph(graph)
     async with (
         opened_checkpoints(graph, start, instance) as checkpoints,
@@ -302,8 +318,14 @@ async def open_run(graph: Graph, *, start: Start, instance: str) -> AsyncIterato
 
 
 @asynccontextmanager
-async def opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIterator[Run]:
-    """Open the nodes of a graph that has been checked, and give the run."""
+async def opened_run(
+    graph: GraphDeclaration, checkpoints: Checkpointing | None
+) -> AsyncIterator[Run]:
+    """Open the nodes of a graph that has been checked, and give the run.
+
+    Raises:
+        StreamflowError: A node could not be opened, or the run failed and nobody was told.
+    """
     if checkpoints is None:
         _warn_of_fresh_weights(graph)
     run = Run(graph, checkpoints)
@@ -330,7 +352,7 @@ async def opened_run(graph: Graph, checkpoints: Checkpointing | None) -> AsyncIt
         run._tell_failure()
 
 
-def _warn_of_fresh_weights(graph: Graph) -> None:
+def _warn_of_fresh_weights(graph: GraphDeclaration) -> None:
     """Say that what was learned before is not there where a source goes on from its positions."""
     resuming = [name for name, source in graph.sources.items() if source.keeps_positions]
     learning = [name for name, model in graph.models.items() if model.learn]

@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, to_thread
 
 from streamflow.checkpoints import Snapshot, Store, difference, folder_of, identify, open_store
 from streamflow.errors import GraphError, Problem
-from streamflow.graph.graph import Graph, Start
+from streamflow.graph.graph import GraphDeclaration, Start
 from streamflow.nodes.plugins import missing_packages
 from streamflow.runtime.threads import opened_in_thread
 
@@ -38,8 +38,12 @@ class Checkpointing:
     write_first: Callable[[Snapshot], object] | None = None
 
 
-async def check_graph(graph: Graph) -> None:
-    """Raise for everything that can be known before any node is opened."""
+async def check_graph(graph: GraphDeclaration) -> None:
+    """Look for everything that can be known before any node is opened.
+
+    Raises:
+        GraphError: Something is wrong.
+    """
     problems = [
         Problem((section, name), message)
         for section, name, node in graph.nodes()
@@ -52,7 +56,7 @@ async def check_graph(graph: Graph) -> None:
 
 @asynccontextmanager
 async def opened_checkpoints(
-    graph: Graph, start: Start, instance: str
+    graph: GraphDeclaration, start: Start, instance: str
 ) -> AsyncIterator[Checkpointing | None]:
     """Lock the graph's folder of checkpoints, if it has one, and read where to go on.
 
@@ -89,7 +93,7 @@ def _keeping_notes(store: Store, before: Snapshot | None) -> Callable[[Snapshot]
     return write
 
 
-def _find_snapshot(graph: Graph, store: Store, start: Start) -> Snapshot | None:
+def _find_snapshot(graph: GraphDeclaration, store: Store, start: Start) -> Snapshot | None:
     """Return where a run begins, None at the streams' start; put aside what it leaves behind."""
     if start.is_reset:
         aside = store.put_aside(after=None)

@@ -11,38 +11,17 @@ saw is in their ``probe``. The ``check_`` functions hold a node of yours against
         check_operator(lambda: MyOperator(inputs=["readings"]), values)
 """
 
-from streamflow.testing.connectors import (
-    check_cut_back_sink,
-    check_live_source,
-    check_rereading_source,
-    check_sink,
-    check_source,
-    check_stalled_sink,
-)
-from streamflow.testing.doubles import (
-    Gate,
-    ListReader,
-    ListSink,
-    ListSource,
-    ListWriter,
-    SinkProbe,
-    SourceProbe,
-)
-from streamflow.testing.operators import check_operator
-
-__all__ = [
-    "Gate",
-    "ListReader",
-    "ListSink",
-    "ListSource",
-    "ListWriter",
-    "SinkProbe",
-    "SourceProbe",
-    "check_cut_back_sink",
-    "check_live_source",
-    "check_operator",
-    "check_rereading_source",
-    "check_sink",
-    "check_source",
-    "check_stalled_sink",
-]
+from streamflow.testing.connectors import check_cut_back_sink as check_cut_back_sink
+from streamflow.testing.connectors import check_live_source as check_live_source
+from streamflow.testing.connectors import check_rereading_source as check_rereading_source
+from streamflow.testing.connectors import check_sink as check_sink
+from streamflow.testing.connectors import check_source as check_source
+from streamflow.testing.connectors import check_stalled_sink as check_stalled_sink
+from streamflow.testing.doubles import Gate as Gate
+from streamflow.testing.doubles import ListReader as ListReader
+from streamflow.testing.doubles import ListSink as ListSink
+from streamflow.testing.doubles import ListSource as ListSource
+from streamflow.testing.doubles import ListWriter as ListWriter
+from streamflow.testing.doubles import SinkProbe as SinkProbe
+from streamflow.testing.doubles import SourceProbe as SourceProbe
+from streamflow.testing.operators import check_operator as check_operator

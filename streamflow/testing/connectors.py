@@ -13,7 +13,7 @@ import anyio
 
 from streamflow.contracts import Context, Fetch, Reader, Resume, Writer
 from streamflow.nodes.declarations import Sink, Source
-from streamflow.records import Batch, Partition, Record, to_columns
+from streamflow.records import Batch, Partition, Record, if_any, to_columns
 
 LONGEST_WAIT: Final = 30.0
 """Seconds after which a connector counts as stuck."""
@@ -31,6 +31,9 @@ async def check_source(
         make: Declares, each time anew, a source of exactly ``values`` in one partition.
         values: At least two.
         folder: Where relative paths start.
+
+    Raises:
+        AssertionError: It does not.
     """
     context = Context("source", folder or Path())
     for is_impatient in (False, True):
@@ -53,6 +56,9 @@ async def check_live_source(
         make: Declares a source that has no records yet.
         send: Brings a value to the outside system, or to the reader itself.
         values: What to send.
+
+    Raises:
+        AssertionError: It does not.
     """
     with anyio.fail_after(LONGEST_WAIT):
         async with make().open(Context("source")) as reader:
@@ -86,6 +92,9 @@ async def check_sink(
         consume: Takes what is written, where the sink waits for that; runs meanwhile.
         bad: A value that the sink cannot encode, if there is one.
         folder: Where relative paths start.
+
+    Raises:
+        AssertionError: It does not.
     """
     context = Context("sink", folder or Path())
     with anyio.fail_after(LONGEST_WAIT):
@@ -107,6 +116,9 @@ async def check_rereading_source(
         make: As for `check_source`.
         values: Likewise.
         folder: Where relative paths start.
+
+    Raises:
+        AssertionError: It does not.
     """
     assert make().rereads, "expected a source that says it can be read again"
     context = Context("source", folder or Path(), is_checkpointed=True)
@@ -133,6 +145,9 @@ async def check_cut_back_sink(
         read_back: Likewise.
         values: Likewise.
         folder: Where relative paths start.
+
+    Raises:
+        AssertionError: It does not.
     """
     assert make().cuts_back, "expected a sink that says it can be cut back"
     context = Context("sink", folder or Path(), is_checkpointed=True)
@@ -159,6 +174,9 @@ async def check_stalled_sink(make: Callable[[], Sink], values: Sequence[Any]) ->
     Args:
         make: Declares a sink of an outside system that has stopped to take records.
         values: Written again and again, until the sink waits.
+
+    Raises:
+        AssertionError: It does not.
     """
     with anyio.fail_after(LONGEST_WAIT):
         async with make().open(Context("sink")) as writer:
@@ -182,15 +200,11 @@ def make_batch(values: Sequence[Any], start: int = 0, *, in_columns: bool = True
         to_columns(rows) if in_columns else rows,
         [Partition("test")] * len(rows),
         range(start, start + len(rows)),
-        keys=_if_any([record.key for record in records]),
-        timestamps_ms=_if_any([record.timestamp_ms for record in records]),
-        headers=_if_any([record.headers for record in records]),
-        senders=_if_any([record.sender for record in records]),
+        keys=if_any([record.key for record in records]),
+        timestamps_ms=if_any([record.timestamp_ms for record in records]),
+        headers=if_any([record.headers for record in records]),
+        senders=if_any([record.sender for record in records]),
     )
-
-
-def _if_any(column: list[Any]) -> list[Any] | None:
-    return column if any(entry not in (None, ()) for entry in column) else None
 
 
 @asynccontextmanager

@@ -135,7 +135,12 @@ class ListReader:
         ]
 
     async def receive(self) -> Fetch:
-        """Return the next batch."""
+        """Return the next batch.
+
+        Raises:
+            Exception: The source's ``error``, when it is to fail.
+            anyio.EndOfStream: There will be no more.
+        """
         source = self._source
         await source.gate.wait()
         if source.fail_after is not None and self._next >= source.fail_after:
@@ -249,7 +254,11 @@ class ListWriter:
         self._sink = sink
 
     async def write(self, batch: Batch) -> Rejected | None:
-        """Keep the records."""
+        """Keep the records.
+
+        Raises:
+            Exception: The sink's ``error``, when it is to fail.
+        """
         sink = self._sink
         await sink.gate.wait()
         if sink.fail_after is not None and len(sink.probe.records) + len(batch) > sink.fail_after:
@@ -262,7 +271,11 @@ class ListWriter:
         return rejected
 
     async def flush(self) -> None:
-        """Count what was written as delivered."""
+        """Count what was written as delivered.
+
+        Raises:
+            Exception: The sink's ``error``, when it is to fail.
+        """
         await self._sink.flush_gate.wait()
         if self._sink.fails_flush:
             raise self._sink.error

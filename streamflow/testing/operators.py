@@ -39,6 +39,9 @@ def check_operator(
             Some that are rejected, or left out, make the check better.
         cuts: After how many records to take the state; by default after any number of them.
         folder: Where relative paths start.
+
+    Raises:
+        AssertionError: It does not.
     """
     context = Context("operator", folder or Path())
     for cut in range(len(values) + 1) if cuts is None else cuts:
@@ -97,7 +100,7 @@ def _record_bits(record: Record) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Packed:
+class _PackedState:
     """A tree as checkpoints hold it.
 
     Attributes:
@@ -115,7 +118,7 @@ class _Packed:
         return decode(json.loads(self.json), lambda name, _: deepcopy(self.tensors[name]))
 
 
-def _pack(state: Any) -> _Packed:
+def _pack(state: Any) -> _PackedState:
     assert type(state) is dict, f"expected state() to return a dict, found {state!r}"
     try:
         return _encoded(state)
@@ -123,12 +126,12 @@ def _pack(state: Any) -> _Packed:
         raise AssertionError(str(error)) from error
 
 
-def _encoded(tree: Any) -> _Packed:
+def _encoded(tree: Any) -> _PackedState:
     encoded = encode(tree, where="state")
     text = json.dumps(encoded.json)
     tensors = {name: _copied(value) for name, value in encoded.tensors.items()}
     bits = [f"{name}: {_tensor_bits(value)}" for name, value in tensors.items()]
-    return _Packed(text, tensors, "; ".join([text, *bits]))
+    return _PackedState(text, tensors, "; ".join([text, *bits]))
 
 
 def _copied(value: Any) -> Any:

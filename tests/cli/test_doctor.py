@@ -9,8 +9,9 @@ import torch
 
 from streamflow import Graph, Model
 from streamflow.cli.doctor import examine
+from streamflow.cli.extensions import EXTENSIONS, Extension, extensions
 from streamflow.cli.learning import why_learned_eagerly
-from streamflow.cli.toolchain import EXTENSIONS, Extension, compilation, extensions
+from streamflow.cli.toolchain import compilation
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
 from streamflow.nodes import plugins

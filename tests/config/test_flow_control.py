@@ -8,7 +8,7 @@ import pytest
 from streamflow.errors import GraphError
 from streamflow.graph import FailureBudget, Graph
 from streamflow.nodes import Buffer
-from streamflow.nodes.sizes import read_size
+from streamflow.nodes.units import read_size
 from streamflow_connectors.files import FileSink, FileSource
 
 SOURCES = {"a": FileSource(path="a.csv"), "b": FileSource(path="b.csv")}

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-u
 
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
-from streamflow.nodes import Sink, Source
+from streamflow.nodes import Sink, Source, Surroundings
 from streamflow.records import Batch, Partition
 from streamflow.testing import ListSink, ListSource
 from streamflow_connectors.demo.embedded_kafka import EmbeddedKafka
@@ -46,7 +46,10 @@ def sink(address: str = "a:1", topic: str = "out", **options: Any) -> KafkaSink:
 
 def problems(declared: KafkaSink, sources: dict[str, Source], **options: Any) -> list[str]:
     sinks: dict[str, Sink] = options.pop("sinks", {"out": declared})
-    return [str(problem) for problem in declared.delivery_problems(sources, sinks, **options)]
+    return [
+        str(problem)
+        for problem in declared.delivery_problems(Surroundings(sources, sinks, **options))
+    ]
 
 
 def test_what_can_be_written_exactly_once_has_no_problem() -> None:

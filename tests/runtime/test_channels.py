@@ -9,12 +9,8 @@ from hypothesis import strategies as st
 
 from streamflow.records import Batch, Partition, to_columns
 from streamflow.runtime.acks import Ledger
-from streamflow.runtime.channels import (
-    Edge,
-    Inbox,
-    Parcel,
-    join,
-)
+from streamflow.runtime.channels import Edge, Inbox
+from streamflow.runtime.parcels import Parcel, join
 from streamflow.runtime.round_robin import RoundRobinInbox
 
 PARTITION = Partition("source")

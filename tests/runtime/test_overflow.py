@@ -13,7 +13,8 @@ from streamflow.graph import Graph
 from streamflow.nodes import Buffer, Overflow
 from streamflow.records import Batch, Partition
 from streamflow.runtime.acks import Ledger
-from streamflow.runtime.channels import Inbox, Parcel
+from streamflow.runtime.channels import Inbox
+from streamflow.runtime.parcels import Parcel
 from streamflow.runtime.stats import EdgeStats
 from streamflow.testing import Gate, ListSink
 from tests.runtime.graphs import Times, graph_of, numbers, sink

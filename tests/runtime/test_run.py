@@ -10,7 +10,7 @@ from streamflow.contracts import Context
 from streamflow.errors import NodeError
 from streamflow.graph import Graph
 from streamflow.nodes import Buffer
-from streamflow.runtime import tasks
+from streamflow.runtime import source_task
 from streamflow.runtime.batch_size import CALL_SECONDS, MAX_RECORDS, Pace
 from streamflow.testing import Gate, ListReader, ListSource
 from tests.runtime.graphs import BlockingTimes, Times, graph_of, is_closed, numbers, sink
@@ -221,7 +221,7 @@ class Passing(ListSource):
 async def test_what_a_later_run_reads_again_is_let_go_when_a_run_stops(
     kind: type[ListSource], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "MAX_RECORDS", 10)  # let in at once
+    monkeypatch.setattr(source_task, "MAX_RECORDS", 10)  # let in at once
     gate = Gate(is_open=False)
     source = kind(values=tuple(range(100)), batch_size=100, stays_open=True)
     out = sink(gate=gate, buffer=Buffer(records=1))

@@ -9,7 +9,7 @@ import pytest
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError, NodeError, RunStoppedError
 from streamflow.records import Partition
-from streamflow.runtime import tasks
+from streamflow.runtime import source_task
 from streamflow.testing import Gate, ListReader, ListSink, ListSource
 from tests.runtime.graphs import (
     BlockingTimes,
@@ -119,8 +119,8 @@ class HangingReader(ListReader):
 
 
 async def test_a_commit_that_hangs_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "COMMIT_INTERVAL", 0.01)
-    monkeypatch.setattr(tasks, "COMMIT_TIMEOUT", 0.01)
+    monkeypatch.setattr(source_task, "COMMIT_INTERVAL", 0.01)
+    monkeypatch.setattr(source_task, "COMMIT_TIMEOUT", 0.01)
     source = HangingSource(values=(1, 2), stays_open=True)
     with anyio.fail_after(10):
         async with graph_of(source, sink()).open() as run:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from streamflow.codecs.formats import CsvCodec, CsvFormat, Format
+from streamflow.codecs.conversion import CsvCodec
+from streamflow.codecs.formats import CsvFormat, Format
 from streamflow.records import Batch
 from streamflow_connectors.files.packing import UnpackedFile, packing_of
 

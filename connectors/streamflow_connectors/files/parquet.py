@@ -10,8 +10,9 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from streamflow.codecs.formats import Codec, Format
+from streamflow.codecs.formats import Format
 from streamflow.codecs.framing import Splitter
+from streamflow.contracts import Codec
 
 REQUIRES: Final = {"pyarrow": "streamflow[parquet]"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,10 +16,9 @@ from pydantic import Field, model_validator
 
 from streamflow.contracts import Context, Writer
 from streamflow.errors import ConnectorError, GraphError, Problem
-from streamflow.nodes.declarations import Declaration, Sink, Source
-from streamflow.nodes.durations import SpanField
+from streamflow.nodes.declarations import Declaration, Sink, Surroundings
 from streamflow.nodes.plugins import require
-from streamflow.nodes.sizes import SizeField
+from streamflow.nodes.units import SizeField, SpanField
 from streamflow_connectors.files.options import FileOptions
 from streamflow_connectors.files.parquet import ParquetFormat
 from streamflow_connectors.files.source import FileSource
@@ -121,26 +120,12 @@ class FileSink(FileOptions, Sink):
         """Yield the packages that it lacks."""
         yield from self.extra_problems()
 
-    def delivery_problems(
-        self,
-        sources: Mapping[str, Source],
-        sinks: Mapping[str, Sink],
-        *,
-        is_ordered: bool = True,
-        is_checkpointed: bool = True,
-    ) -> Iterator[Problem]:
-        """Yield the nodes whose file it would write over, and what parquet files would lose.
-
-        Args:
-            sources: Of the whole graph, by name.
-            sinks: Likewise, without the one of the dead letters.
-            is_ordered: Not looked at.
-            is_checkpointed: Whether the graph takes checkpoints.
-        """
+    def delivery_problems(self, graph: Surroundings) -> Iterator[Problem]:
+        """Yield the nodes whose file it would write over, and what parquet files would lose."""
         if self.path == "-":
             return
-        if self.is_parquet and not is_checkpointed:
-            for name, source in sources.items():
+        if self.is_parquet and not graph.is_checkpointed:
+            for name, source in graph.sources.items():
                 if source.keeps_positions:
                     message = (
                         f"expected checkpoint with parquet, whose records wait in memory until a "
@@ -148,11 +133,11 @@ class FileSink(FileOptions, Sink):
                         f"counts as done; declare checkpoint"
                     )
                     yield Problem(("format",), message)
-        for name, source in sources.items():
+        for name, source in graph.sources.items():
             if isinstance(source, FileSource) and _is_read(self._example, source.path):
                 message = f"expected a file that nothing reads, found {self.path}, which the "
                 yield Problem(("path",), f"{message}source {name} reads; write to another one")
-        for name, sink in sinks.items():
+        for name, sink in graph.sinks.items():
             if sink is self:
                 break  # of two sinks, the second is told of the first
             if isinstance(sink, FileSink) and normpath(sink.path) == normpath(self.path):

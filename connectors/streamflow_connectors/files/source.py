@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 from anyio import to_thread
 from pydantic import Field, model_validator
 
-from streamflow.codecs.formats import Codec, CsvFormat
-from streamflow.contracts import Context, Reader
+from streamflow.codecs.formats import CsvFormat
+from streamflow.contracts import Codec, Context, Reader
 from streamflow.errors import ConnectorError, GraphError, Problem
 from streamflow.nodes.declarations import Source
 from streamflow.nodes.plugins import require

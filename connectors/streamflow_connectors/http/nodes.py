@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from streamflow.codecs.formats import Codec, CsvFormat, FormatField, JsonFormat
-from streamflow.contracts import Context, Reader
+from streamflow.codecs.formats import CsvFormat, FormatField, JsonFormat
+from streamflow.contracts import Codec, Context, Reader
 from streamflow.nodes.declarations import Source
-from streamflow.nodes.sizes import SizeField
+from streamflow.nodes.units import SizeField
 from streamflow_connectors.network.addresses import WebAddress
 
 REQUIRES = {"httpx": "streamflow[http]", "stamina": "streamflow[http]"}

@@ -15,10 +15,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from streamflow.codecs.formats import Codec, CsvFormat, Format, FormatField, JsonFormat
-from streamflow.contracts import Context, Reader, Writer
+from streamflow.codecs.formats import CsvFormat, Format, FormatField, JsonFormat
+from streamflow.contracts import Codec, Context, Reader, Writer
 from streamflow.errors import Problem, suggestion
-from streamflow.nodes.declarations import Sink, Source
+from streamflow.nodes.declarations import Sink, Source, Surroundings
 from streamflow.nodes.plugins import missing_packages
 from streamflow_connectors.kafka.options import REQUIRES, Connection
 from streamflow_connectors.kafka.start import Start
@@ -282,26 +282,12 @@ class KafkaSink(Connection, Sink):
         """Whether it stores the positions of the source itself, in one with what it writes."""
         return self.delivery == "exactly_once"
 
-    def delivery_problems(
-        self,
-        sources: Mapping[str, Source],
-        sinks: Mapping[str, Sink],
-        *,
-        is_ordered: bool = True,
-        is_checkpointed: bool = True,
-    ) -> Iterator[Problem]:
-        """Yield what keeps the graph from being written exactly once, if that is asked for.
-
-        Args:
-            sources: Of the whole graph, by name.
-            sinks: Likewise, with the one of the dead letters.
-            is_ordered: Whether records come in the order of the source, once at the most.
-            is_checkpointed: Whether the graph takes checkpoints.
-        """
+    def delivery_problems(self, graph: Surroundings) -> Iterator[Problem]:
+        """Yield what keeps the graph from being written exactly once, if that is asked for."""
         if self.delivery == "exactly_once":
             for message in (
-                *self._source_problems(sources),
-                *self._sink_problems(sinks, is_ordered, is_checkpointed),
+                *self._source_problems(graph.sources),
+                *self._sink_problems(graph.sinks, graph.is_ordered, graph.is_checkpointed),
             ):
                 yield Problem(("delivery",), f"expected {message}")
 

@@ -8,8 +8,8 @@ from typing import TypeAlias, TypeVar
 
 from aiokafka import ConsumerRecord, TopicPartition  # type: ignore[import-untyped]
 
-from streamflow.codecs.formats import Codec, decode
-from streamflow.contracts import Fetch
+from streamflow.codecs.conversion import decode
+from streamflow.contracts import Codec, Fetch
 from streamflow.records import Batch, Headers, Partition, Place, Rejected, concatenate
 from streamflow_connectors.kafka.nodes import KafkaSource
 

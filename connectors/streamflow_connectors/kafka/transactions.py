@@ -35,6 +35,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, GraphError
+from streamflow.nodes.declarations import Surroundings
 from streamflow.records import Batch, Place, Rejected
 from streamflow_connectors.kafka.connection import close_consumer, start
 from streamflow_connectors.kafka.faults import Faults
@@ -55,7 +56,7 @@ async def open_exactly_once(sink: KafkaSink, context: Context) -> AsyncIterator[
     Raises:
         GraphError: The graph cannot be written exactly once.
     """
-    problems = list(sink.delivery_problems(context.sources, {context.name: sink}))
+    problems = list(sink.delivery_problems(Surroundings(context.sources, {context.name: sink})))
     if problems:
         raise GraphError(problems, subject=context.name)
     [source] = context.sources.values()

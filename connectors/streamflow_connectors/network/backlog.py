@@ -18,8 +18,8 @@ from typing import Any, Final
 import anyio
 import anyio.lowlevel
 
-from streamflow.codecs.formats import Codec, decode
-from streamflow.contracts import Context, Fetch
+from streamflow.codecs.conversion import decode
+from streamflow.contracts import Codec, Context, Fetch
 from streamflow.records import Batch, Headers, Partition, split_rejected
 from streamflow_connectors.network.retries import Retries
 

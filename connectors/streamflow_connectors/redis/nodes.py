@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from streamflow.codecs.formats import Codec, CsvFormat, FormatField, JsonFormat
-from streamflow.contracts import Context, Reader, Writer
+from streamflow.codecs.formats import CsvFormat, FormatField, JsonFormat
+from streamflow.contracts import Codec, Context, Reader, Writer
 from streamflow.nodes.declarations import Sink, Source
 from streamflow_connectors.network.addresses import Address
 from streamflow_connectors.network.routes import FromField

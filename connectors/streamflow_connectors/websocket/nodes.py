@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from streamflow.codecs.formats import Codec, CsvFormat, FormatField, JsonFormat
-from streamflow.contracts import Context, Reader, Writer
+from streamflow.codecs.formats import CsvFormat, FormatField, JsonFormat
+from streamflow.contracts import Codec, Context, Reader, Writer
 from streamflow.nodes.declarations import Sink, Source
-from streamflow.nodes.sizes import SizeField
+from streamflow.nodes.units import SizeField
 from streamflow_connectors.network.addresses import WebAddress
 
 REQUIRES = {"websockets": "streamflow[websocket]", "stamina": "streamflow[websocket]"}

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from streamflow.codecs.formats import Codec, CsvFormat, FormatField, JsonFormat
-from streamflow.contracts import Context, Reader, Writer
+from streamflow.codecs.formats import CsvFormat, FormatField, JsonFormat
+from streamflow.contracts import Codec, Context, Reader, Writer
 from streamflow.nodes.declarations import Sink, Source
 from streamflow_connectors.zeromq.options import REQUIRES, Endpoints
 

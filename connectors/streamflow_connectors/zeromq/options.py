@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 from streamflow.errors import Problem
 from streamflow.nodes.declarations import Declaration
 from streamflow.nodes.plugins import missing_packages
-from streamflow.nodes.sizes import SizeField
+from streamflow.nodes.units import SizeField
 
 REQUIRES = {"zmq": "streamflow[zeromq]"}
 

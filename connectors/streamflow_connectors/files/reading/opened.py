@@ -15,8 +15,9 @@ from typing import Final
 
 import anyio
 
-from streamflow.codecs.formats import Codec, Format, decode
-from streamflow.contracts import Context, Fetch
+from streamflow.codecs.conversion import decode
+from streamflow.codecs.formats import Format
+from streamflow.contracts import Codec, Context, Fetch
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Partition
 from streamflow_connectors.files.headers import csv_codec, has_header

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from streamflow.codecs.formats import Codec, CsvCodec, Encoded, Format
-from streamflow.contracts import Context
+from streamflow.codecs.conversion import CsvCodec
+from streamflow.codecs.formats import Format
+from streamflow.contracts import Codec, Context, Encoded
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch
 from streamflow_connectors.files.headers import codec_of, fields_of, has_header

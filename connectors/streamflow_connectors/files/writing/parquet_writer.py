@@ -19,9 +19,8 @@ from typing import Any, ClassVar, Final, NamedTuple
 import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from streamflow.codecs.formats import Encoded
 from streamflow.codecs.values import dump_json
-from streamflow.contracts import Context
+from streamflow.contracts import Context, Encoded
 from streamflow.records import Batch
 from streamflow_connectors.files.headers import fields_of
 from streamflow_connectors.files.parquet import ParquetFormat

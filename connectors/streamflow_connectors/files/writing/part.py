@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from streamflow.codecs.formats import Encoded, Format
-from streamflow.contracts import Context
+from streamflow.codecs.formats import Format
+from streamflow.contracts import Context, Encoded
 from streamflow.records import Batch
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.packing import packing_of
