@@ -19,8 +19,8 @@ from streamflow.pipeline.options import (
     Options,
     SchedulerFactory,
 )
-from streamflow.pipeline.planning.choice import FirstSample, first_sample, measured_plan
 from streamflow.pipeline.planning.plan import Plan
+from streamflow.pipeline.planning.planning import FirstSample, first_sample, measured_plan
 from streamflow.pipeline.routing.eager import Flow
 from streamflow.pipeline.routing.router import EAGER_SO_FAR, Switch, why_eager
 from streamflow.pipeline.running.assembly import assemble

@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 
 from streamflow.errors import PartitionError
 from streamflow.pipeline.network import tracing
+from streamflow.pipeline.network.chain import cut_chain
 from streamflow.pipeline.network.ties import called_layers, free_layers
 from streamflow.pipeline.network.tracing import Kind
 from streamflow.pipeline.network.tracing import Trace as Trace
-from streamflow.pipeline.planning.balance import cut_chain
 
 
 @dataclass(frozen=True, slots=True)

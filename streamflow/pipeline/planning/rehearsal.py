@@ -9,8 +9,9 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any, Self, TypeVar
 
 import torch
@@ -45,10 +46,11 @@ _MOST_SAMPLES = 32
 _QUANTILE = 0.25
 
 
+@dataclass(frozen=True, slots=True)
 class Subject:
     """A network with one sample, to be copied and measured.
 
-    Args:
+    Attributes:
         module: The network; it stays as it is.
         sample: One input with a leading dimension of 1, as the pipeline takes it.
         target: Its target, None where the loss takes none.
@@ -56,13 +58,11 @@ class Subject:
         initial: Recurrent state that a stream begins with.
     """
 
-    def __init__(
-        self, module: nn.Module, sample: Any, target: Any, *, options: Options, initial: Set
-    ) -> None:
-        self.module = module
-        self.sample, self.target = sample, target
-        self.options = options
-        self.initial = initial
+    module: nn.Module
+    sample: Any
+    target: Any
+    options: Options
+    initial: Set
 
     def copy(self) -> Self:
         """Return the same with a copy of the network.
@@ -80,9 +80,7 @@ class Subject:
             )
             raise OptionError(msg) from error
         module.zero_grad()
-        return type(self)(
-            module, self.sample, self.target, options=self.options, initial=self.initial
-        )
+        return replace(self, module=module)
 
 
 class Rehearsal:
@@ -111,13 +109,13 @@ class Rehearsal:
         **changes: Any,
     ) -> None:
         options = replace(subject.options, executor=executor, **changes)
-        self._assembly = assemble(subject.module, cuts, executor, options, subject.initial)
-        self._why_eager = why_eager(self._assembly, options)
+        assembly = assemble(subject.module, cuts, executor, options, subject.initial)
+        self._why_eager = why_eager(assembly, options)
         switch = None
         if may_compile and not self._why_eager:
             patience = AT_ONCE if options.compile is True else ONLY_FOUND
-            switch = Switch(self._assembly, options, patience, warns=False)
-        self._flow = Flow(self._assembly, clip_norm=options.clip_norm, switch=switch)
+            switch = Switch(assembly, options, patience, warns=False)
+        self._flow = Flow(assembly, clip_norm=options.clip_norm, switch=switch)
         self._admission = Admission(
             options.loss,
             input_device=self.stages[0].lane.device,
@@ -132,22 +130,27 @@ class Rehearsal:
         self._admission.output_of(self._sample)
 
     def __repr__(self) -> str:
-        return f"<Rehearsal: {len(self.stages)} stages, {self._assembly.executor.name}>"
+        return f"<Rehearsal: {len(self.stages)} stages, {self._flow.assembly.executor.name}>"
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self._flow.assembly.module
 
     @property
     def stages(self) -> list[Stage]:
         """The stages."""
-        return self._assembly.stages
+        return self._flow.assembly.stages
 
     @property
     def learning(self) -> str:
-        """How samples are learned, and why; ``EAGER_SO_FAR`` where a pipeline would compile it."""
+        """How samples are learned, and why; empty where it is eager, but a pipeline may compile."""
         switch = self._flow.switch
         if switch is None:
             return f"eager: {self._why_eager}"
-        if switch.status == EAGER_SO_FAR and torch_private.find_compiler() is None:
-            return "eager: no C++ compiler"
-        return switch.status
+        if switch.status != EAGER_SO_FAR:
+            return switch.status
+        return "" if _has_compiler() else "eager: no C++ compiler"
 
     def settle(self, seconds: Callable[[], float], *, at_least: int = 1) -> None:
         """Choose how many samples make a measurement, once everything is allocated.
@@ -178,12 +181,28 @@ class Rehearsal:
         self._flow.drain()
         return seconds / self.count
 
-    def admit(self) -> float:
-        """Take in as many samples as ``count`` without running them; return the seconds of each."""
-        inputs, targets = self._rows(self.count)
+    def latency(self, count: int) -> float:
+        """Process samples in one call, eagerly; return the seconds from entry to prediction.
+
+        Of the second half of them: the first enter a pipeline that is empty.
+        """
+        events: list[Event] = []
+        self._flow.watch(lambda event: events.append(self._clock.stamp(event)))
+        self._process(*self._rows(count))
+        self._flow.watch(None)
+        self._flow.drain()
+        last = len(self.stages) - 1
+        forwards = [event for event in events if event.action == "forward"]
+        entered = {event.sample: event.start for event in forwards if event.stage == 0}
+        predicted = {event.sample: event.stop for event in forwards if event.stage == last}
+        return median(predicted[n] - entered[n] for n in range(count // 2, count))
+
+    def admit(self, count: int) -> float:
+        """Take in samples without running them; return the seconds of each."""
+        inputs, targets = self._rows(count)
         start = time.perf_counter()
         self._admit(inputs, targets)
-        return (time.perf_counter() - start) / self.count
+        return (time.perf_counter() - start) / count
 
     def record(self) -> list[Cost]:
         """Run as many samples as ``count`` one by one; return what each stage takes of each."""
@@ -218,6 +237,24 @@ class Rehearsal:
         return batch.samples(0, len(batch), number=0), batch.rows
 
 
+def on_one_device(options: Options, device: str) -> dict[str, Any]:
+    """Return changes of options with which any number of stages runs, on one device."""
+    return {"devices": device, "optimizer": options.optimizer_of(0)}
+
+
+def recorded(options: Options, num_stages: int) -> dict[str, Any]:
+    """Return changes of options with which each stage does all that it does under load, itself."""
+    is_greedy = options.schedule == "greedy" and num_stages > 1
+    return {"clip_over": "stage"} | ({"schedule": "1f1b"} if is_greedy else {})
+
+
+def _has_compiler() -> bool:
+    try:
+        return torch_private.find_compiler() is not None
+    except Exception:  # of whatever kind: torch cannot be asked, and then it cannot compile either
+        return False
+
+
 class _Clock:
     """Adds up what the stages of an inline executor do; on CUDA it waits for them."""
 
@@ -245,10 +282,14 @@ class _Clock:
 
     def note(self, event: Event) -> None:
         """Take note of an action that just ended."""
-        self.wait()
-        stop = time.perf_counter() if self._devices else event.stop
+        event = self.stamp(event)
         seconds = self._forwards if event.action == "forward" else self._backwards
-        seconds[event.stage] += stop - event.start
+        seconds[event.stage] += event.stop - event.start
+
+    def stamp(self, event: Event) -> Event:
+        """Return an action that just ended as one that ends when the devices have done it."""
+        self.wait()
+        return replace(event, stop=time.perf_counter()) if self._devices else event
 
     def costs(self) -> list[Cost]:
         """Return the sums of all stages."""
