@@ -154,6 +154,9 @@ class Batching:
 
     def _new_kind(self, key: Any, inputs: Any, count: int) -> _Kind | None:
         attributes = Attributes(self._module)
+        if attributes.hooked:
+            self._refuse(f"{attributes.hooked} has hooks")
+            return None
         most = self._find_out(inputs, count)
         if most is None:
             return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.admission import Batch
+from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.capture.recorder import record
 from streamflow.pipeline.codegen.cache import Compiler
 from streamflow.pipeline.native.bound_stage import CompiledStage
@@ -97,6 +98,9 @@ def kind_of(stages: Sequence[Stage], batch: Batch, options: Options) -> Kind:
     """
     loss = [options.loss] if isinstance(options.loss, nn.Module) else []
     attributes = Attributes(*(stage.module for stage in stages), *loss)
+    if attributes.hooked:
+        msg = f"{attributes.hooked} has hooks"
+        raise Unsupported(msg)
     recordings = record(
         stages,
         _first(batch.inputs),
