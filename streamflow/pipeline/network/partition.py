@@ -18,7 +18,7 @@ from streamflow.pipeline.network import tracing
 from streamflow.pipeline.network.chain import cut_chain
 from streamflow.pipeline.network.signature import CallSignature, required, signature_of
 from streamflow.pipeline.network.ties import called_layers, free_layers
-from streamflow.pipeline.network.tracing import Trace as Trace
+from streamflow.pipeline.network.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,31 +63,6 @@ def first_sample(inputs: Any, targets: Any) -> FirstSample:
     return trees.map_tensors(first, inputs), trees.map_tensors(first, targets)
 
 
-def measured_plan(module: nn.Module, first: FirstSample, options: Options, initial: Set) -> Plan:
-    """Measure how to run a network, with one sample of its stream.
-
-    Without a target learning is measured with a loss of the output alone, which costs about the
-    same.
-
-    Raises:
-        OptionError: The network cannot be copied.
-        PartitionError: The network cannot be cut as asked.
-        SampleError: The sample does not fit network or loss.
-    """
-    sample, target = first
-    needs_target = options.loss is not None and checks.takes_target(options.loss)
-    if needs_target and target is None:
-        options = replace(options, loss=_any_loss)
-    elif not needs_target:
-        target = None
-    return make_plan(module, sample, target, options=options, initial=initial)
-
-
-def _any_loss(output: Any) -> Tensor:
-    losses = [tensor.square().mean() for tensor in trees.floats(output)]
-    return sum(losses[1:], losses[0])
-
-
 def make_plan(
     module: nn.Module,
     sample: Any,
@@ -107,23 +82,21 @@ def make_plan(
     Args:
         module: The network.
         sample: One input with a leading dimension of 1, as the pipeline takes it.
-        target: Its target (1, ...), where the loss takes one.
+        target: Its target (1, ...). Without one, learning is measured with a loss of the output
+            alone, which costs about the same.
         options: How the pipeline is to be built.
         initial: Recurrent state that a stream begins with.
         seconds: How long to measure, about; networks that need long for a sample take longer.
 
     Raises:
-        OptionError: The network cannot be copied, or there is no target to learn from.
+        OptionError: The network cannot be copied.
         PartitionError: The network cannot be cut as asked.
         SampleError: The sample does not fit network or loss.
     """
-    has_target = options.loss is not None and checks.takes_target(options.loss)
-    if has_target and target is None:
-        msg = (
-            "targets: expected one to measure how the network learns, got None; pass the target of "
-            "the sample"
-        )
-        raise OptionError(msg)
+    if options.loss is None or not checks.takes_target(options.loss):
+        target = None
+    elif target is None:
+        options = replace(options, loss=_any_loss)
     subject = Subject(module, sample, target, options=options, initial=initial or {})
     measured, surroundings = profile(subject, seconds=seconds / 2)
     trials = _Trials(subject, measured, surroundings.cores, seconds / 4)
@@ -131,6 +104,11 @@ def make_plan(
     names = measured.names(cut.starts)
     costs = _stage_costs(subject, names, seconds=seconds / 8)
     return _plan(options, measured, surroundings, cut, costs, trials)
+
+
+def _any_loss(output: Any) -> Tensor:
+    losses = [tensor.square().mean() for tensor in trees.floats(output)]
+    return sum(losses[1:], losses[0])
 
 
 def _choose(options: Options, profile: Profile, trials: "_Trials") -> Cut:
@@ -229,7 +207,8 @@ class _Trials:
     def _counts(self, outcome: _Outcome) -> bool:
         """Say whether several stages are no worse than they look: one may yet be compiled."""
         alone = self.tried[1, "inline"]
-        return outcome.is_compiled or not (alone.is_compiled or not alone.learning)
+        may_be_compiled = alone.is_compiled or not alone.learning
+        return outcome.is_compiled or not may_be_compiled
 
     def executor(self, num_stages: int) -> str:
         """Return what runs so many stages: inline unless threads are clearly faster."""

@@ -123,7 +123,8 @@ class Rehearsal:
             has_state=bool(subject.initial),
             predict=lambda row: self._flow.peek([row], [None])[0],
         )
-        self._clock = _Clock(self.stages)
+        devices = {stage.lane.device for stage in self.stages}
+        self._devices = [device for device in devices if device.type == "cuda"]
         self._sample, self._target = subject.sample, subject.target
         self._group = options.accumulate
         self.count = 1
@@ -176,7 +177,7 @@ class Rehearsal:
         self._process(*self._rows(len(self.stages)))
         start = time.perf_counter()
         self._process(inputs, targets)
-        self._clock.wait()
+        self._wait()
         seconds = time.perf_counter() - start
         self._flow.drain()
         return seconds / self.count
@@ -186,16 +187,15 @@ class Rehearsal:
 
         Of the second half of them: the first enter a pipeline that is empty.
         """
-        events: list[Event] = []
-        self._flow.watch(lambda event: events.append(self._clock.stamp(event)))
-        self._process(*self._rows(count))
-        self._flow.watch(None)
+        with self._watching() as events:
+            self._process(*self._rows(count))
         self._flow.drain()
         last = len(self.stages) - 1
         forwards = [event for event in events if event.action == "forward"]
         entered = {event.sample: event.start for event in forwards if event.stage == 0}
         predicted = {event.sample: event.stop for event in forwards if event.stage == last}
-        return median(predicted[n] - entered[n] for n in range(count // 2, count))
+        times = [predicted[number] - entered[number] for number in sorted(entered)]
+        return median(times[count // 2 :])
 
     def admit(self, count: int) -> float:
         """Take in samples without running them; return the seconds of each."""
@@ -207,14 +207,20 @@ class Rehearsal:
     def record(self) -> list[Cost]:
         """Run as many samples as ``count`` one by one; return what each stage takes of each."""
         samples, rows = self._admit(*self._rows(self.count))
-        with self._clock.running():
-            self._flow.watch(self._clock.note)
+        with self._timing_updates() as updates, self._watching() as events:
             for sample, row in zip(samples, rows, strict=True):
                 self._flow.send([sample], [row])
                 # Else a stage that stashes weights would keep a copy for each of its samples.
                 self._flow.drain()
-            self._flow.watch(None)
-        return [cost.scaled(1 / self.count) for cost in self._clock.costs()]
+        costs = []
+        for index, update in enumerate(updates):
+            own = [event for event in events if event.stage == index]
+            forward, backward = (
+                sum(event.stop - event.start for event in own if event.action == action)
+                for action in ("forward", "backward")
+            )
+            costs.append(Cost(forward, backward - update, update).scaled(1 / self.count))
+        return costs
 
     def total(self) -> float:
         """Record, and return what all stages together take of each sample."""
@@ -223,6 +229,44 @@ class Rehearsal:
     def close(self) -> None:
         """Stop what runs the stages."""
         self._flow.close()
+
+    @contextmanager
+    def _watching(self) -> Iterator[list[Event]]:
+        """Give a list that fills with what the stages do, eagerly; on CUDA it waits for them."""
+        events: list[Event] = []
+
+        def note(event: Event) -> None:
+            self._wait()
+            stop = time.perf_counter() if self._devices else event.stop
+            events.append(replace(event, stop=stop))
+
+        self._flow.watch(note)
+        yield events
+        self._flow.watch(None)
+
+    @contextmanager
+    def _timing_updates(self) -> Iterator[list[float]]:
+        """Give the seconds of each stage's updates, which go on adding up."""
+        seconds = [0.0] * len(self.stages)
+
+        def add(index: int, sign: int, *_: object) -> None:
+            self._wait()
+            seconds[index] += sign * time.perf_counter()
+
+        with ExitStack() as hooks:
+            for index, stage in enumerate(self.stages):
+                optimizer = stage.updates.optimizer
+                if isinstance(optimizer, torch.optim.Optimizer):
+                    begin = optimizer.register_step_pre_hook(partial(add, index, -1))
+                    end = optimizer.register_step_post_hook(partial(add, index, 1))
+                    hooks.callback(begin.remove)
+                    hooks.callback(end.remove)
+            yield seconds
+
+    def _wait(self) -> None:
+        """Wait until the devices have done what they were given."""
+        for device in self._devices:
+            torch.cuda.synchronize(device)
 
     def _process(self, inputs: Any, targets: Any) -> None:
         self._flow.process(self._admission.admit(inputs, targets, None, None, None), number=0)
@@ -253,61 +297,6 @@ def _has_compiler() -> bool:
         return torch_private.find_compiler() is not None
     except Exception:  # of whatever kind: torch cannot be asked, and then it cannot compile either
         return False
-
-
-class _Clock:
-    """Adds up what the stages of an inline executor do; on CUDA it waits for them."""
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = stages
-        self._devices = {s.lane.device for s in stages if s.lane.device.type == "cuda"}
-        self._forwards, self._backwards, self._updates = ([0.0] * len(stages) for _ in range(3))
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Add up from zero, updates too."""
-        for seconds in (self._forwards, self._backwards, self._updates):
-            seconds[:] = [0.0] * len(seconds)
-        with ExitStack() as hooks:
-            for index, stage in enumerate(self._stages):
-                optimizer = stage.updates.optimizer
-                if isinstance(optimizer, torch.optim.Optimizer):
-                    begin, end = (
-                        partial(self._begin_update, index),
-                        partial(self._end_update, index),
-                    )
-                    hooks.callback(optimizer.register_step_pre_hook(begin).remove)
-                    hooks.callback(optimizer.register_step_post_hook(end).remove)
-            yield
-
-    def note(self, event: Event) -> None:
-        """Take note of an action that just ended."""
-        event = self.stamp(event)
-        seconds = self._forwards if event.action == "forward" else self._backwards
-        seconds[event.stage] += event.stop - event.start
-
-    def stamp(self, event: Event) -> Event:
-        """Return an action that just ended as one that ends when the devices have done it."""
-        self.wait()
-        return replace(event, stop=time.perf_counter()) if self._devices else event
-
-    def costs(self) -> list[Cost]:
-        """Return the sums of all stages."""
-        rows = zip(self._forwards, self._backwards, self._updates, strict=True)
-        return [Cost(forward, backward - update, update) for forward, backward, update in rows]
-
-    def wait(self) -> None:
-        """Wait until the devices have done what they were given."""
-        for device in self._devices:
-            torch.cuda.synchronize(device)
-
-    def _begin_update(self, index: int, *_: object) -> None:
-        self.wait()
-        self._updates[index] -= time.perf_counter()
-
-    def _end_update(self, index: int, *_: object) -> None:
-        self.wait()
-        self._updates[index] += time.perf_counter()
 
 
 def in_turn(
