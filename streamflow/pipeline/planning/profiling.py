@@ -67,6 +67,7 @@ def profile(subject: Subject, *, seconds: float) -> tuple[Profile, Surroundings]
 
     Raises:
         OptionError: The network cannot be copied.
+        PartitionError: It is to be cut by measuring, but cannot be traced.
         SampleError: The sample does not fit the network.
     """
     devices, kinds = _devices(subject)

@@ -96,6 +96,7 @@ class Rehearsal:
 
     Raises:
         OptionError: The options do not fit so many stages.
+        PartitionError: There is no such cut.
         SampleError: The sample does not fit the network.
     """
 
@@ -302,7 +303,7 @@ def _has_compiler() -> bool:
 def in_turn(
     modules: Sequence[nn.Module], tasks: Sequence[Callable[[], T]], *, seconds: float
 ) -> list[list[T]]:
-    """Call tasks in turn for so long, and at least a few times; return what each one returned.
+    """Call tasks in turn for so many seconds, and at least a few times; return what each returned.
 
     Before each call the parameters and buffers of ``modules`` are set back, since a network that
     learns one sample for long has gradients too small to be computed at normal speed.
