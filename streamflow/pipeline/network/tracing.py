@@ -66,19 +66,7 @@ _FACTORIES = frozenset(
     )
 )
 _SIZED = (torch.empty, torch.ones, torch.rand, torch.randn, torch.zeros)
-_IN_PLACE = (
-    operator.iadd,
-    operator.iand,
-    operator.ifloordiv,
-    operator.imatmul,
-    operator.imod,
-    operator.imul,
-    operator.ior,
-    operator.ipow,
-    operator.isub,
-    operator.itruediv,
-    operator.ixor,
-)
+_IN_PLACE = ("add", "and", "floordiv", "matmul", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
 
 IsLeaf = Callable[[nn.Module, str], bool]
 
@@ -205,8 +193,8 @@ def _record_in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy,
     return record
 
 
-for _operator in _IN_PLACE:
-    setattr(_InPlace, f"__{_operator.__name__}__", _record_in_place(_operator))
+for _name in _IN_PLACE:
+    setattr(_InPlace, f"__i{_name}__", _record_in_place(getattr(operator, f"i{_name}")))
 
 
 class _Tracer(fx.Tracer):
