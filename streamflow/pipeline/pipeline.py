@@ -19,8 +19,8 @@ from streamflow.pipeline.options import (
     Options,
     SchedulerFactory,
 )
-from streamflow.pipeline.planning.choice import FirstSample, first_sample, measured_plan
 from streamflow.pipeline.planning.plan import Plan
+from streamflow.pipeline.planning.planning import FirstSample, first_sample, make_plan
 from streamflow.pipeline.routing.router import Router
 from streamflow.pipeline.routing.variants import EAGER_SO_FAR
 from streamflow.pipeline.running.assembly import assemble
@@ -179,7 +179,7 @@ class Pipeline:
             options = replace(self._options, stages=cuts, rate=None)
         else:
             options = self._options
-        plan = self._plan = measured_plan(self._module, first, options, self._initial)
+        plan = self._plan = make_plan(self._module, *first, options=options, initial=self._initial)
         return self._settle(plan.cuts, plan.executor)
 
     def _fitting_cuts(self, state: dict[str, Any]) -> list[str] | None:
@@ -216,7 +216,7 @@ class Pipeline:
             executor = self._router.assembly.executor.name
             cuts = self._router.assembly.cuts
             options = replace(options, stages=cuts, rate=None, executor=executor)
-        plan = measured_plan(self._module, first, options, self._initial)
+        plan = make_plan(self._module, *first, options=options, initial=self._initial)
         has_news = self._router is not None and self.learning != EAGER_SO_FAR
         return replace(plan, learning=self.learning) if has_news else plan
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamflow.errors import PartitionError
 from streamflow.pipeline.planning.balance import Cut, balance, cut_at, fewest_stages
-from streamflow.pipeline.planning.costs import Cost, Costs, Device, Layer, Profile
+from streamflow.pipeline.planning.costs import Cost, Device, Layer, Profile
 from streamflow.pipeline.schedule import orders
 
 # A busy machine must not fail a test.
@@ -18,11 +18,10 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KINDS = 2
 TENTHS = st.integers(0, 40).map(lambda n: n / 10)
 COSTS = st.builds(Cost, TENTHS, TENTHS, TENTHS)
-BOTH = st.builds(Costs, COSTS, COSTS)
 LAYERS = st.builds(
     Layer,
     name=st.just("layer"),
-    costs=st.tuples(*[BOTH] * KINDS),
+    costs=st.tuples(*[COSTS] * KINDS),
     parameter_bytes=st.integers(0, 3),
     state_bytes=st.integers(0, 3),
     boundary_bytes=st.integers(0, 3),
@@ -39,7 +38,7 @@ PROFILES = st.builds(
     Profile,
     layers=st.lists(LAYERS, min_size=1, max_size=12).map(tuple),
     devices=st.lists(DEVICES, min_size=1, max_size=5).map(tuple),
-    fixed=st.tuples(*[BOTH] * KINDS),
+    fixed=st.tuples(*[COSTS] * KINDS),
     input_bytes=st.integers(0, 3),
 )
 
@@ -58,10 +57,9 @@ def load(profile: Profile, first: int, stop: int, stage: int, lags: Sequence[int
     parts = [profile.fixed[own.kind], *(x.costs[own.kind] for x in profile.layers[first:stop])]
     total = 0.0
     for index, part in enumerate(parts):
-        cost = part.late if lags[stage] > 0 else part.prompt
-        total += cost.forward + cost.backward
+        total += part.forward * (2 if lags[stage] > 0 else 1) + part.backward
         has_weights = any(x.parameter_bytes for x in profile.layers[first:stop])
-        total += cost.update if index or has_weights else 0.0
+        total += part.update if index or has_weights else 0.0
     if stage > 0 and devices[stage - 1] != own:
         total += profile.layers[first - 1].transfer
     if stage < len(lags) - 1 and devices[stage + 1] != own:
@@ -144,18 +142,17 @@ def test_no_fewer_stages_reach_the_rate_and_none_are_faster(
 
 def uniform(count: int, **changes: object) -> Profile:
     """Return layers that take a second each, late or not."""
-    cost = Costs(Cost(0.25, 0.5, 0.25), Cost(0.25, 0.5, 0.25))
+    cost = Cost(0.0, 0.5, 0.5)
     layers = tuple(
         Layer(f"l{n}", (cost,), 4, 8, boundary_bytes=2, **changes)  # type: ignore[arg-type]
         for n in range(count)
     )
-    return Profile(layers, (Device("cpu"),), (Costs(Cost(), Cost()),), input_bytes=2)
+    return Profile(layers, (Device("cpu"),), (Cost(),), input_bytes=2)
 
 
 def test_stages_with_lag_get_fewer_layers() -> None:
     profile = uniform(6)
-    late = Costs(Cost(0.25, 0.5, 0.25), Cost(0.5, 1.0, 0.5))
-    layers = tuple(replace(layer, costs=(late,)) for layer in profile.layers)
+    layers = tuple(replace(layer, costs=(Cost(1.0),)) for layer in profile.layers)
     profile = replace(profile, layers=layers)
     assert balance(profile, [1, 0]).starts == (2,)
     assert balance(profile, [0, 0]).starts == (3,)
@@ -172,7 +169,7 @@ def test_of_equal_bottlenecks_the_fewest_bytes_cross() -> None:
 
 def test_of_equal_bottlenecks_and_bytes_the_other_stages_are_alike() -> None:
     layers = list(uniform(5).layers)
-    slow = Costs(Cost(9.0), Cost(9.0))
+    slow = Cost(9.0)
     layers[0] = replace(layers[0], costs=(slow,))
     assert balance(replace(uniform(5), layers=tuple(layers)), [0, 0, 0]).starts == (1, 3)
 

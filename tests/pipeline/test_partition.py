@@ -325,6 +325,16 @@ def remembers(self: Any, x: Tensor) -> Any:
     return self.b(self.history[-1])
 
 
+def keeps(self: Any, x: Tensor) -> Any:
+    self.last = self.a(x)
+    return self.b(self.last)
+
+
+def replaces_a_buffer(self: Any, x: Tensor) -> Any:
+    self.table = torch.Tensor([1.0, 2.0])
+    return self.b(self.a(x))
+
+
 def flips_a_coin(self: Any, x: Tensor) -> Any:
     return self.b(self.a(x) * random.random())
 
@@ -345,6 +355,8 @@ def sums_parameters(self: Any, x: Tensor) -> Any:
         (casts, "autocast", "y = self.a(x)"),
         (counts, "a write to attribute 'count' of Custom", None),
         (remembers, "a write to attribute 'history' of Custom", None),
+        (keeps, "a write to attribute 'last' of Custom", None),
+        (replaces_a_buffer, "a write to attribute 'table' of Custom", None),
         (flips_a_coin, "Python's random numbers", None),
         (fills_with_noise, "random numbers", "uniform_"),
         (sums_parameters, "computed from parameters", "self.c.parameters()"),
@@ -362,11 +374,14 @@ def test_what_a_trace_would_falsify_is_refused(
 def test_a_refused_network_stays_as_it_was() -> None:
     random.seed(1)
     before = random.getstate()
-    for forward in (counts, flips_a_coin):
+    for forward in (counts, keeps, replaces_a_buffer, flips_a_coin):
         net = with_forward(forward)
+        table = net.get_buffer("table")
         with pytest.raises(PartitionError):
             partition(net, ["b"])
         assert net.count == 0
+        assert not hasattr(net, "last")
+        assert net.get_buffer("table") is table
     assert random.getstate() == before
 
 

@@ -253,7 +253,6 @@ def test_more_stages_than_layers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda x, y: (x, None), OptionError, "targets: expected one"),
         (lambda x, y: (x[:, :2], y), SampleError, "inputs: expected"),
         (lambda x, y: (x, y * float("nan")), SampleError, "targets: expected finite"),
     ],
@@ -295,3 +294,21 @@ def test_auto_does_not_leave_one_stage_that_will_be_compiled_for_eager_ones(
     assert max(tried.num_stages for tried in found.tried) > 1
     assert not found.is_compiled
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_without_a_compiler_or_where_none_can_be_told_it_is_eager(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.delattr("torch._inductor.cpp_builder.get_cpp_compiler", raising=False)
+    found = plan(chain(NAMES, 0), stages="auto", compile="auto")
+    assert not found.is_compiled
+    assert found.learning == "eager: no C++ compiler"
+    assert "now it is eager: no C++ compiler" in str(found)
+
+
+def test_without_a_target_learning_is_measured_by_the_output_alone() -> None:
+    options = Options(loss=F.mse_loss, optimizer=SGD, compile=False, stages=2)
+    found = make_plan(chain(NAMES, 0), stream(1, seed=0)[0], options=options, seconds=0.0)
+    assert len(found.stages) == 2
+    assert all(stage.cost.update > 0 for stage in found.stages)

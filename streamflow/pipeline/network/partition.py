@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 
 from streamflow.errors import PartitionError
 from streamflow.pipeline.network import tracing
+from streamflow.pipeline.network.chain import cut_chain
+from streamflow.pipeline.network.signature import CallSignature, required, signature_of
 from streamflow.pipeline.network.ties import called_layers, free_layers
-from streamflow.pipeline.network.tracing import Kind
-from streamflow.pipeline.network.tracing import Trace as Trace
-from streamflow.pipeline.planning.balance import cut_chain
+from streamflow.pipeline.network.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +64,21 @@ class _Network:
         _check_known(module, cuts)
         self._module = module
         self._cuts = cuts
-        self._graphs: dict[Kind | None, list[fx.GraphModule]] = {}
+        self._graphs: dict[CallSignature | None, list[fx.GraphModule]] = {}
         self.first = ""
-        self.names = tracing.required(module)
+        self.names = required(module)
 
     @property
     def num_stages(self) -> int:
         return len(self._cuts) + 1
 
-    def graphs(self, kind: Kind | None = None) -> list[fx.GraphModule]:
+    def graphs(self, call: CallSignature | None = None) -> list[fx.GraphModule]:
         """Return what each stage does in calls of one kind."""
-        if kind not in self._graphs:
-            traced = tracing.trace(self._module, self._is_leaf, kind)
+        if call not in self._graphs:
+            traced = tracing.trace(self._module, self._is_leaf, call)
             self.first = self.first or next(iter(traced.starts))
-            self._graphs[kind] = _split(self._module, traced, self._cuts, is_usual=kind is None)
-        return self._graphs[kind]
+            self._graphs[call] = _split(self._module, traced, self._cuts, is_usual=call is None)
+        return self._graphs[call]
 
     def _is_leaf(self, part: nn.Module, name: str) -> bool:
         """Open only what has a cut inside it."""
@@ -98,23 +98,23 @@ class _Part(nn.Module):
         self._index = index
         self._is_last = index == network.num_stages - 1
         self._usual = type(graph).forward
-        self._codes: dict[Kind, Callable[..., Any]] = {}
+        self._codes: dict[CallSignature, Callable[..., Any]] = {}
         _graft(self, graph)
 
     def forward(self, *values: Any, **named: Any) -> Any:
-        kind: Kind | None = None
+        call: CallSignature | None = None
         if self._index == 0:
-            kind, values = self._flatten(values, named)
-        elif values and isinstance(values[0], Kind):
-            kind, values = values[0], values[1:]
-        if kind is None:
+            call, values = self._flatten(values, named)
+        elif values and isinstance(values[0], CallSignature):
+            call, values = values[0], values[1:]
+        if call is None:
             return self._usual(self, *values)
-        result = self._code(kind)(self, *values)
-        return result if self._is_last else (kind, *result)
+        result = self._code(call)(self, *values)
+        return result if self._is_last else (call, *result)
 
     def _flatten(
         self, values: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[Kind | None, tuple[Any, ...]]:
+    ) -> tuple[CallSignature | None, tuple[Any, ...]]:
         names = self._network.names
         for name in names[len(values) :]:
             if name not in named:
@@ -123,15 +123,15 @@ class _Part(nn.Module):
             named = {key: value for key, value in named.items() if key != name}
         if not named and len(values) == len(names) and all(isinstance(v, Tensor) for v in values):
             return None, values
-        return tracing.kind_of(values, named)
+        return signature_of(values, named)
 
-    def _code(self, kind: Kind) -> Callable[..., Any]:
-        if kind not in self._codes:
-            graph = self._network.graphs(kind)[self._index]
+    def _code(self, call: CallSignature) -> Callable[..., Any]:
+        if call not in self._codes:
+            graph = self._network.graphs(call)[self._index]
             _check_known_tensors(self, graph)
             _graft(self, graph)
-            self._codes[kind] = type(graph).forward
-        return self._codes[kind]
+            self._codes[call] = type(graph).forward
+        return self._codes[call]
 
 
 def _graft(into: nn.Module, other: nn.Module) -> None:

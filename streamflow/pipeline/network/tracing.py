@@ -1,15 +1,30 @@
 """A network's code as a list of calls, recorded by ``torch.fx`` for one kind of call.
 
-A trace holds what the code did with tensors while it ran once. What it would lose or freeze is
-refused: contexts such as ``no_grad``, writes to attributes, hooks, Python's random numbers.
-Tensors that the code makes are recorded as calls, so that they are made anew for every sample.
+Theory of operation. The code runs once, with proxies (1) in place of its inputs, parameters and
+buffers. What it does with a proxy becomes a node of a graph, and gives another proxy:
+
+    def forward(self, x):                 placeholder   x
+        y = self.a(x)                     call_module   a         (x)
+        y += 1                            call_function iadd      (a, 1)         (2)
+        z = torch.zeros(x.shape[0], 4)    call_function zeros     (getitem, 4)   (3)
+        return self.b(y + z)              call_module   b         (add)          (4)
+
+(1) They stand for values that are not there, so code that decides by one cannot go on.
+(2) A plain proxy would bind ``y`` anew; who else holds the tensor would miss the write.
+(3) Tensors that the code makes are made anew for every sample. A mode of torch, which holds in this
+    thread only, sees them made. Before it does, torch refuses sizes that are known later, unless
+    they are in a tuple; so five functions of torch are replaced for that while, and gather them.
+(4) Modules that need not be opened are a single node; what they hold does not run.
+
+What a graph would lose or freeze is refused (:mod:`~streamflow.pipeline.network.refusals`):
+contexts such as ``no_grad``, writes to attributes, hooks, random numbers. While it traces, fx
+replaces methods of ``nn.Module`` for the whole process, so one thread traces at a time, and calls
+of other threads go their usual way.
 """
 
 import contextlib
-import inspect
 import linecache
 import operator
-import random
 import sys
 import threading
 import traceback
@@ -21,81 +36,39 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamflow.errors import PartitionError
-from streamflow.pipeline import trees
+from streamflow.pipeline.network import refusals, signature
+from streamflow.pipeline.network.signature import CallSignature
 
-# Tracing patches ``nn.Module`` for the whole process.
 _TRACING = threading.Lock()
-_DEVICES = ("cpu", "cuda")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_FACTORIES = (
-    "arange",
-    "as_tensor",
-    "empty",
-    "eye",
-    "full",
-    "linspace",
-    "logspace",
-    "normal",
-    "ones",
-    "rand",
-    "randint",
-    "randn",
-    "randperm",
-    "tensor",
-    "tril_indices",
-    "triu_indices",
-    "zeros",
+_FACTORIES = frozenset(
+    (
+        torch.arange,
+        torch.as_tensor,
+        torch.empty,
+        torch.eye,
+        torch.full,
+        torch.linspace,
+        torch.logspace,
+        torch.normal,
+        torch.ones,
+        torch.rand,
+        torch.randint,
+        torch.randn,
+        torch.randperm,
+        torch.tensor,
+        torch.tril_indices,
+        torch.triu_indices,
+        torch.zeros,
+    )
 )
-_IN_PLACE = (
-    operator.iadd,
-    operator.iand,
-    operator.ifloordiv,
-    operator.imatmul,
-    operator.imod,
-    operator.imul,
-    operator.ior,
-    operator.ipow,
-    operator.isub,
-    operator.itruediv,
-    operator.ixor,
-)
+_SIZED = (torch.empty, torch.ones, torch.rand, torch.randn, torch.zeros)
+_IN_PLACE = ("add", "and", "floordiv", "matmul", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
 
 IsLeaf = Callable[[nn.Module, str], bool]
-
-
-class Kind:
-    """How a network is called: the structure of its arguments, and those that are no tensors.
-
-    Args:
-        spec: The structure of the positional and the named arguments.
-        constants: One entry per leaf: None for a tensor, else the leaf's type and value.
-    """
-
-    __slots__ = ("_hash", "constants", "spec")
-
-    def __init__(
-        self, spec: pytree.TreeSpec, constants: tuple[tuple[type, Any] | None, ...]
-    ) -> None:
-        self.spec = spec
-        self.constants = constants
-        self._hash = hash((spec.num_leaves, constants))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Kind)
-            and self.constants == other.constants
-            and self.spec == other.spec
-        )
-
-    def __repr__(self) -> str:
-        return f"<Kind {self.spec} with {self.constants}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,56 +86,39 @@ class Trace:
     constants: dict[str, Tensor]
 
 
-def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind, tuple[Tensor, ...]]:
-    """Take the tensors out of the arguments of a call."""
-    leaves, spec = trees.flatten((args, kwargs))
-    constants = tuple(None if isinstance(x, Tensor) else (type(x), x) for x in leaves)
-    return Kind(spec, constants), tuple(x for x in leaves if isinstance(x, Tensor))
-
-
-def required(module: nn.Module) -> list[str]:
-    """Name the arguments that every call gives by place or by name.
-
-    A network whose arguments all have defaults is taken to need the first.
-    """
-    parameters = inspect.signature(module.forward).parameters.values()
-    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return [p.name for p in named if p.default is p.empty] or [p.name for p in named[:1]]
-
-
-def usual_kind(module: nn.Module) -> Kind:
-    """Return the kind of calls that give tensors for all that must be given, and nothing else."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    count = len(required(module)) or any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    tensor = torch.empty(0)
-    return kind_of((tensor,) * count, dict.fromkeys(keywords, tensor))[0]
-
-
-def trace(module: nn.Module, is_leaf: IsLeaf, kind: Kind | None = None) -> Trace:
+def trace(module: nn.Module, is_leaf: IsLeaf, call: CallSignature | None = None) -> Trace:
     """Record what a network does in calls of one kind, by default the usual one.
+
+    Args:
+        module: The network.
+        is_leaf: Says of a module and its name whether it is a single call.
+        call: How the network is called.
 
     Raises:
         PartitionError: The network cannot be traced, or a trace would be something else.
     """
-    if kind is not None:
-        return _trace(module, is_leaf, kind)
+    if call is not None:
+        return _trace(module, is_leaf, call)
     try:
-        return _trace(module, is_leaf, usual_kind(module))
+        return _trace(module, is_leaf, signature.usual_signature(module))
     except PartitionError:
-        parameters = inspect.signature(module.forward).parameters.values()
-        if all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        if not signature.takes_any_number(module):
             raise
         return _trace(module, is_leaf, None)
 
 
-def _trace(module: nn.Module, is_leaf: IsLeaf, kind: Kind | None) -> Trace:
+def _trace(module: nn.Module, is_leaf: IsLeaf, call: CallSignature | None) -> Trace:
     """Trace calls of one kind, or of any number of arguments beside the defaults."""
     with _TRACING:
-        tracer = _Tracer(module, is_leaf, kind)
+        tracer = _Tracer(module, is_leaf, call)
         try:
-            with _unchanged(module), torch.enable_grad(), _NoDraws(), _recording(tracer):  # type: ignore[no-untyped-call]
-                graph = tracer.trace(module, concrete_args=_defaults(module))
+            with (
+                refusals.refusing(module),
+                torch.enable_grad(),
+                _sizes_in_tuples(),
+                _Recording(tracer),
+            ):
+                graph = tracer.trace(module, concrete_args=signature.defaults(module))
         except Exception as error:
             msg = (
                 f"stages: expected {type(module).__name__} to be traceable around the cuts, got "
@@ -173,26 +129,43 @@ def _trace(module: nn.Module, is_leaf: IsLeaf, kind: Kind | None) -> Trace:
     return Trace(graph, tracer.starts, tracer.constants)
 
 
+class _Recording(TorchFunctionMode):
+    """Records that a tensor is made instead of making it."""
+
+    def __init__(self, tracer: fx.Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _FACTORIES:
+            return self._tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
 @contextlib.contextmanager
-def _recording(tracer: fx.Tracer) -> Iterator[None]:
-    """Record that a tensor is made instead of making it; sizes may be known only later."""
-    thread, originals = threading.get_ident(), {name: getattr(torch, name) for name in _FACTORIES}
+def _sizes_in_tuples() -> Iterator[None]:
+    """Gather sizes that are given one by one and known later; torch takes those in a tuple only."""
 
-    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-        def record(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
-                return function(*args, **kwargs)
-            return tracer.create_proxy("call_function", function, args, kwargs)
+    def gathering(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            is_known = len(args) == 1 or not any(isinstance(arg, fx.Proxy) for arg in args)
+            return function(*args, **kwargs) if is_known else function(args, **kwargs)
 
-        return record
+        return call
 
     try:
-        for name, function in originals.items():
-            setattr(torch, name, recorded(function))
+        for function in _SIZED:
+            setattr(torch, function.__name__, gathering(function))
         yield
     finally:
-        for name, function in originals.items():
-            setattr(torch, name, function)
+        for function in _SIZED:
+            setattr(torch, function.__name__, function)
 
 
 class _InPlace(fx.Proxy):
@@ -220,15 +193,15 @@ def _record_in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy,
     return record
 
 
-for _operator in _IN_PLACE:
-    setattr(_InPlace, f"__{_operator.__name__}__", _record_in_place(_operator))
+for _name in _IN_PLACE:
+    setattr(_InPlace, f"__i{_name}__", _record_in_place(getattr(operator, f"i{_name}")))
 
 
 class _Tracer(fx.Tracer):
     # Otherwise code that writes a buffer would write it while it is traced.
     proxy_buffer_attributes = True
 
-    def __init__(self, module: nn.Module, is_leaf: IsLeaf, kind: Kind | None) -> None:
+    def __init__(self, module: nn.Module, is_leaf: IsLeaf, call: CallSignature | None) -> None:
         super().__init__()
         self.tensors: dict[str, Tensor] = {
             **dict(module.named_parameters(remove_duplicate=False)),
@@ -237,9 +210,9 @@ class _Tracer(fx.Tracer):
         self.starts: dict[str, int] = {}
         self.constants: dict[str, Tensor] = {}
         self._is_leaf = is_leaf
-        self._kind = kind
+        self._call = call
         self._thread = threading.get_ident()
-        self._casts = _casts()
+        self._casts = refusals.casts()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._is_leaf(m, module_qualified_name)
@@ -248,12 +221,7 @@ class _Tracer(fx.Tracer):
         return _InPlace(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if not torch.is_grad_enabled():
-            msg = "no_grad, which a trace would lose"
-            raise PartitionError(msg)
-        if _casts() != self._casts:
-            msg = "autocast, which a trace would lose"
-            raise PartitionError(msg)
+        refusals.check_modes(self._casts)
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
@@ -285,7 +253,7 @@ class _Tracer(fx.Tracer):
         name = self.path_of_module(m)
         self.starts.setdefault(name, len(self.graph.nodes))
         if not self._is_leaf(m, name):
-            check_no_hooks(m, name)
+            refusals.check_no_hooks(m, name)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -296,15 +264,15 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        if self._kind is None:
+        if self._call is None:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         leaves = [
             self.create_proxy("placeholder", f"input_{place}", (), {})
             if constant is None
             else constant[1]
-            for place, constant in enumerate(self._kind.constants)
+            for place, constant in enumerate(self._call.constants)
         ]
-        args, kwargs = pytree.tree_unflatten(leaves, self._kind.spec)
+        args, kwargs = pytree.tree_unflatten(leaves, self._call.spec)
         return lambda root: root_fn(root, *args, **kwargs), [self.root]
 
     def _constant(self, tensor: Tensor) -> fx.Node:
@@ -318,113 +286,6 @@ class _Tracer(fx.Tracer):
         name = f"_constant_{id(tensor)}"
         self.constants[name] = tensor
         return self.create_node("get_attr", name, (), {})
-
-
-class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses random numbers that are drawn while the code is traced and would stay the same."""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            msg = "random numbers, which a trace would draw once"
-            raise PartitionError(msg)
-        return func(*args, **(kwargs or {}))
-
-
-def check_no_hooks(module: nn.Module, name: str) -> None:
-    """Raise where a module that is traced has hooks, which would run only while it is."""
-    if any(getattr(module, hooks) for hooks in _HOOKS):
-        where = f"of {name!r}" if name else "of the network itself"
-        msg = f"hooks {where}, which a trace would lose"
-        raise PartitionError(msg)
-
-
-@contextlib.contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Raise where the code changes more than tensors, which a trace would do only once."""
-    check_no_hooks(module, "")
-    before, numbers = _attributes(module), random.getstate()
-    try:
-        with _draws() as drawn:
-            yield
-    finally:
-        after = _attributes(module)
-        changed = [place for place in after if not _is_same(before.get(place), after[place])]
-        for part, key in changed:
-            if (part, key) in before:
-                vars(part)[key] = before[part, key][0]
-            else:
-                del vars(part)[key]
-    if changed:
-        part, key = changed[0]
-        msg = f"a write to attribute {key!r} of {type(part).__name__}, which a trace would do once"
-        raise PartitionError(msg)
-    if drawn:
-        random.setstate(numbers)
-        msg = "Python's random numbers, which a trace would draw once"
-        raise PartitionError(msg)
-
-
-@contextlib.contextmanager
-def _draws() -> Iterator[list[str]]:
-    """Give a list that fills with what this thread draws from Python's generator.
-
-    Whether the generator has moved would not tell: other threads draw, too, such as for the time
-    until they try again to connect.
-    """
-    drawn: list[str] = []
-    generator = getattr(random.random, "__self__", None)
-
-    def watch(frame: Any, event: str, called: Any) -> None:
-        if event == "c_call" and getattr(called, "__self__", None) is generator:
-            drawn.append(called.__name__)
-
-    outer = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        yield drawn
-    finally:
-        sys.setprofile(outer)
-
-
-_Content = tuple[Any, list[Any]]
-
-
-def _attributes(module: nn.Module) -> dict[tuple[nn.Module, str], _Content]:
-    return {
-        (part, key): (value, _items(value))
-        for part in module.modules()
-        for key, value in vars(part).items()
-    }
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return list(value) if isinstance(value, list | set) else []
-
-
-def _is_same(before: _Content | None, after: _Content) -> bool:
-    return (
-        before is not None
-        and before[0] is after[0]
-        and len(before[1]) == len(after[1])
-        and all(old is new for old, new in zip(before[1], after[1], strict=True))
-    )
-
-
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    parameters = inspect.signature(module.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _casts() -> list[bool]:
-    return [torch.is_autocast_enabled(device) for device in _DEVICES]
 
 
 def _place(error: Exception) -> str:

@@ -1,57 +1,42 @@
-"""What code is made for: attributes of modules, and modes of torch, that a recorded graph fixes."""
+"""What code is made for: attributes of modules, and modes of torch, that a graph fixes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from streamflow.pipeline.capture.held_tensors import Unsupported
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OWN = {*vars(nn.Module()), "_flat_weights"} - {"training"}
 _SIMPLE = (int, float, str)
+
+_Place = tuple[dict[str, Any], str, Any]
 
 
 class Attributes:
     """The attributes of the modules of a network as they are now.
 
-    Raises:
-        Unsupported: A module has hooks, which a graph does not call.
+    Attributes:
+        hooked: Name of a module with hooks, which a graph does not call; empty where none has any.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        self._watched: list[tuple[dict[str, Any], str, Any]] = []
-        self._contents: list[tuple[Any, Any]] = []
-        self._hooks: list[Any] = []
-        self._gradients: list[tuple[nn.Parameter, bool]] = []
-        for root in modules:
-            for name, part in root.named_modules():
-                self._watch(name or type(part).__name__, part)
+        named = [pair for root in modules for pair in root.named_modules()]
+        self._parts = [part for _, part in named]
+        self._all = [place for part in self._parts for place in _places(part)]
+        buffers = {id(part._buffers) for part in self._parts}  # which eager learning may replace
+        self._watched = [place for place in self._all if id(place[0]) not in buffers]
+        values = (value for _, _, value in self._watched)
+        self._contents = [(v, v.copy()) for v in values if isinstance(v, list | dict | set)]
+        self._hooks = [getattr(part, key) for part in self._parts for key in _HOOKS]
+        parameters = [p for part in self._parts for p in part._parameters.values() if p is not None]
+        self._gradients = [(parameter, parameter.requires_grad) for parameter in parameters]
         self._modes = _modes()
-
-    def _watch(self, name: str, part: nn.Module) -> None:
-        attributes = vars(part)
-        parameters = [p for p in part._parameters.values() if p is not None]
-        self._hooks += [attributes[key] for key in _HOOKS]
-        self._gradients += [(parameter, parameter.requires_grad) for parameter in parameters]
-        if any(self._hooks) or any(parameter._backward_hooks for parameter in parameters):
-            msg = f"{name} has hooks"
-            raise Unsupported(msg)
-        for held in (attributes, part._modules, part._parameters):
-            for key, value in held.items():
-                if held is attributes and key in _OWN:
-                    continue
-                self._watched.append((held, key, value))
-                if isinstance(value, list | dict | set):
-                    self._contents.append((value, value.copy()))
+        hooked = (name or type(part).__name__ for name, part in named if _is_hooked(part))
+        self.hooked = next(hooked, "")
 
     def are_the_same(self) -> bool:
-        """Say whether nothing has changed."""
+        """Say whether nothing has changed, and no module has hooks."""
         for held, key, value in self._watched:
             now = held.get(key)
             if now is not value and not (type(now) in _SIMPLE and now == value):
@@ -62,6 +47,52 @@ class Attributes:
             or any(now != before for now, before in self._contents)
             or self._modes != _modes()
         )
+
+    def set_back(self) -> str:
+        """Undo writes to attributes and buffers, new ones too; say which was first, if any was."""
+        before = {(id(held), key): value for held, key, value in self._all}
+        contents = {id(value): content for value, content in self._contents}
+        written = []
+        for part in self._parts:
+            for held, key, value in list(_places(part)):
+                known = before.get((id(held), key), _NOTHING)
+                if value is known and _is_same(value, contents.get(id(value))):
+                    continue
+                written.append(f"{key!r} of {type(part).__name__}")
+                if known is _NOTHING:
+                    del held[key]
+                else:
+                    held[key] = known
+        return next(iter(written), "")
+
+
+_NOTHING = object()
+
+
+def _is_same(value: Any, content: Any) -> bool:
+    """Say whether a container holds what it did; anything else has no content."""
+    if content is None or len(value) != len(content):
+        return content is None
+    items = [*value, *value.values()] if isinstance(value, dict) else list(value)
+    before = [*content, *content.values()] if isinstance(content, dict) else list(content)
+    return all(one is other for one, other in zip(items, before, strict=True))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether something is called beside the forward of a module itself."""
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    own = (parameter for parameter in module._parameters.values() if parameter is not None)
+    return has_hooks(module) or any(parameter._backward_hooks for parameter in own)
+
+
+def _places(part: nn.Module) -> Iterator[_Place]:
+    attributes: dict[str, Any] = vars(part)
+    yield from ((attributes, key, value) for key, value in attributes.items() if key not in _OWN)
+    for held in (part._modules, part._parameters, part._buffers):
+        yield from ((held, key, value) for key, value in held.items())
 
 
 def _modes() -> tuple[Any, ...]:

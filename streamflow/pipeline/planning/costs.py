@@ -28,17 +28,9 @@ class Cost:
         """Return this cost times a factor."""
         return Cost(self.forward * factor, self.backward * factor, self.update * factor)
 
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a part of a network costs in a stage without lag (prompt) and with (late)."""
-
-    prompt: Cost
-    late: Cost
-
-    def of(self, lag: int) -> Cost:
-        """Return the cost in a stage of such a lag."""
-        return self.late if lag else self.prompt
+    def with_lag(self, lag: int) -> "Cost":
+        """Return this cost of a stage without lag as that of one with a lag: forward twice."""
+        return Cost(self.forward, self.backward + self.forward * (lag > 0), self.update)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +39,7 @@ class Layer:
 
     Attributes:
         name: Name of the module.
-        costs: One entry for each kind of device.
+        costs: In a stage without lag, one entry for each kind of device.
         parameter_bytes: Size of its parameters.
         state_bytes: Size of what comes with them: gradients, the optimizer's state, buffers.
         boundary_bytes: Size of the values of one sample that cross a cut after it.
@@ -56,7 +48,7 @@ class Layer:
     """
 
     name: str
-    costs: tuple[Costs, ...]
+    costs: tuple[Cost, ...]
     parameter_bytes: int = 0
     state_bytes: int = 0
     boundary_bytes: int = 0
@@ -86,14 +78,14 @@ class Profile:
     Attributes:
         layers: In the order in which the network runs.
         devices: One per stage in the order of stages, or a single one for all of them.
-        fixed: What a stage costs beyond its layers, one entry for each kind of device; the update
-            only where the stage has parameters.
+        fixed: What a stage without lag costs beyond its layers, one entry for each kind of device;
+            the update only where the stage has parameters.
         input_bytes: Size of one sample.
     """
 
     layers: tuple[Layer, ...]
     devices: tuple[Device, ...]
-    fixed: tuple[Costs, ...]
+    fixed: tuple[Cost, ...]
     input_bytes: int = 0
 
     @property
@@ -114,10 +106,10 @@ class Profile:
         """Return what layers ``first`` to ``stop`` cost as a stage, without transfers."""
         kind = self.device(stage_index).kind
         layers = self.layers[first:stop]
-        fixed = self.fixed[kind].of(lag)
+        fixed = self.fixed[kind]
         if not any(layer.parameter_bytes for layer in layers):
             fixed = Cost(fixed.forward, fixed.backward)
-        return sum((layer.costs[kind].of(lag) for layer in layers), fixed)
+        return sum((layer.costs[kind] for layer in layers), fixed).with_lag(lag)
 
     def memory(self, first: int, stop: int, lag: int, *, stashes: bool) -> int:
         """Return the bytes that layers ``first`` to ``stop`` take as a stage."""

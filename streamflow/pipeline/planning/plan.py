@@ -84,7 +84,7 @@ class Plan:
         call: Seconds that a call of the pipeline takes beside those of its stages.
         limit: What keeps the rate from being higher.
         tried: What was measured to choose, first one stage inline.
-        learning: How samples are learned now, where that is not as measured.
+        learning: How samples are learned and why, where that is known beside what was measured.
         is_compiled: Whether the rate is that of compiled code. Then what stages and layers cost is
             that of eager learning, all faster by as much as the whole is.
     """

@@ -6,28 +6,33 @@ is tried, in turn with one stage inline, which is the plan wherever nothing else
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from streamflow.errors import OptionError
-from streamflow.pipeline import checks
+from streamflow.pipeline import checks, trees
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.planning.balance import Cut, balance, cut_at, fewest_stages
 from streamflow.pipeline.planning.costs import Cost, Profile
-from streamflow.pipeline.planning.forecast import forecast
 from streamflow.pipeline.planning.plan import Plan, PlannedLayer, PlannedStage, Tried
-from streamflow.pipeline.planning.profiling import (
-    Surroundings,
+from streamflow.pipeline.planning.profiling import Surroundings, profile
+from streamflow.pipeline.planning.rehearsal import (
+    Rehearsal,
+    Subject,
+    in_turn,
+    low,
+    low_costs,
     on_one_device,
-    profile,
     recorded,
 )
-from streamflow.pipeline.planning.rehearsal import Rehearsal, Subject, in_turn, low_costs
-from streamflow.pipeline.routing.variants import EAGER_SO_FAR
-from streamflow.pipeline.schedule import Order, orders
+from streamflow.pipeline.schedule import orders
 from streamflow.pipeline.stages.recurrence import Set
+
+FirstSample = tuple[Any, Any]
+"""An input and its target, or None, with a leading dimension of 1."""
 
 # More stages learn later, and threads cost cores: they must be clearly faster.
 _MARGIN = 0.1
@@ -36,6 +41,26 @@ _PATIENCE = 2
 # Below this part of what the stages allow, it is not they that limit the rate.
 _HINDERED = 0.8
 _SAMPLES_PER_STAGE = 8
+_LATENCIES = 4
+
+
+def first_sample(inputs: Any, targets: Any) -> FirstSample:
+    """Return a copy of the first sample of a call, or of zeros where it has none.
+
+    Args:
+        inputs: Tensors (n, ...); n may be 0.
+        targets: The same, or None.
+
+    Raises:
+        SampleError: The inputs have no leading dimension of samples.
+    """
+    checks.count(inputs, "inputs")
+
+    def first(tensor: Tensor) -> Tensor:
+        found = tensor.detach()[:1].clone()
+        return found if len(found) else found.new_zeros(1, *found.shape[1:])
+
+    return trees.map_tensors(first, inputs), trees.map_tensors(first, targets)
 
 
 def make_plan(
@@ -57,23 +82,21 @@ def make_plan(
     Args:
         module: The network.
         sample: One input with a leading dimension of 1, as the pipeline takes it.
-        target: Its target (1, ...), where the loss takes one.
+        target: Its target (1, ...). Without one, learning is measured with a loss of the output
+            alone, which costs about the same.
         options: How the pipeline is to be built.
         initial: Recurrent state that a stream begins with.
         seconds: How long to measure, about; networks that need long for a sample take longer.
 
     Raises:
-        OptionError: The network cannot be copied, or there is no target to learn from.
+        OptionError: The network cannot be copied.
         PartitionError: The network cannot be cut as asked.
         SampleError: The sample does not fit network or loss.
     """
-    has_target = options.loss is not None and checks.takes_target(options.loss)
-    if has_target and target is None:
-        msg = (
-            "targets: expected one to measure how the network learns, got None; pass the target of "
-            "the sample"
-        )
-        raise OptionError(msg)
+    if options.loss is None or not checks.takes_target(options.loss):
+        target = None
+    elif target is None:
+        options = replace(options, loss=_any_loss)
     subject = Subject(module, sample, target, options=options, initial=initial or {})
     measured, surroundings = profile(subject, seconds=seconds / 2)
     trials = _Trials(subject, measured, surroundings.cores, seconds / 4)
@@ -81,6 +104,11 @@ def make_plan(
     names = measured.names(cut.starts)
     costs = _stage_costs(subject, names, seconds=seconds / 8)
     return _plan(options, measured, surroundings, cut, costs, trials)
+
+
+def _any_loss(output: Any) -> Tensor:
+    losses = [tensor.square().mean() for tensor in trees.floats(output)]
+    return sum(losses[1:], losses[0])
 
 
 def _choose(options: Options, profile: Profile, trials: "_Trials") -> Cut:
@@ -108,12 +136,26 @@ def _choose(options: Options, profile: Profile, trials: "_Trials") -> Cut:
     return cut
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How a way to run the network did: see :class:`Plan` for rate and latencies, in eager code."""
+
+    rate: float
+    learning: str
+    latency: float
+    loaded_latency: float
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the rate is that of compiled code."""
+        return self.learning.startswith("compiled")
+
+
 class _Trials:
     """Ways to run a network, each tried in turn with one stage inline.
 
     Attributes:
-        tried: Samples per second by number of stages and executor, all as if measured together.
-        learning: How each of them learned.
+        tried: By number of stages and executor; rates as if all were measured together.
     """
 
     def __init__(self, subject: Subject, profile: Profile, cores: int, seconds: float) -> None:
@@ -122,8 +164,7 @@ class _Trials:
         self._cores = cores
         self._seconds = seconds
         self._num_in_vain = 0
-        self.tried: dict[tuple[int, str], float] = {}
-        self.learning: dict[tuple[int, str], str] = {}
+        self.tried: dict[tuple[int, str], _Outcome] = {}
 
     def numbers(self) -> Iterator[int]:
         """Yield numbers of stages that may be worth trying, until more do not help.
@@ -152,36 +193,33 @@ class _Trials:
     def rate_of(self, cut: Cut) -> float:
         """Try a cut; return the samples per second of the executor that would run it."""
         num_stages = len(cut.loads)
-        before = max(self.tried.values(), default=0.0)
+        before = max((outcome.rate for outcome in self.tried.values()), default=0.0)
         ways = self._ways(num_stages)
-        times, learning = self._times(self._profile.names(cut.starts), ways)
-        self.learning.setdefault((1, "inline"), learning[0])
-        self.learning |= {(num_stages, w): how for w, how in zip(ways, learning[1:], strict=True)}
-        reference = self.tried.setdefault((1, "inline"), 1 / times[0])
-        for executor, seconds in zip(ways, times[1:], strict=True):
-            self.tried[num_stages, executor] = reference * times[0] / seconds
-        way = num_stages, self.executor(num_stages)
-        rate = self.tried[way] if self._counts(way) else 0.0
+        alone, *found = self._try(self._profile.names(cut.starts), ways)
+        factor = self.tried.setdefault((1, "inline"), alone).rate / alone.rate
+        for executor, outcome in zip(ways, found, strict=True):
+            self.tried[num_stages, executor] = replace(outcome, rate=outcome.rate * factor)
+        outcome = self.tried[num_stages, self.executor(num_stages)]
+        rate = outcome.rate if num_stages == 1 or self._counts(outcome) else 0.0
         self._num_in_vain = 0 if rate > before * (1 + _MARGIN) else self._num_in_vain + 1
         return rate
 
-    def _counts(self, way: tuple[int, str]) -> bool:
-        """Say whether a way is no worse than it looks: one stage may yet be compiled, or is."""
-        alone = self.learning[1, "inline"]
-        is_compiled = alone == EAGER_SO_FAR or alone.startswith("compiled")
-        return way[0] == 1 or not is_compiled or self.is_compiled(way)
-
-    def is_compiled(self, way: tuple[int, str]) -> bool:
-        """Say whether a way was measured with compiled code."""
-        return self.learning[way].startswith("compiled")
+    def _counts(self, outcome: _Outcome) -> bool:
+        """Say whether several stages are no worse than they look: one may yet be compiled."""
+        alone = self.tried[1, "inline"]
+        may_be_compiled = alone.is_compiled or not alone.learning
+        return outcome.is_compiled or not may_be_compiled
 
     def executor(self, num_stages: int) -> str:
         """Return what runs so many stages: inline unless threads are clearly faster."""
         if self._options.executor != "auto":
             return self._options.executor
-        inline = self.tried.get((num_stages, "inline"), 0.0)
-        threads = self.tried.get((num_stages, "threads"), 0.0)
-        return "threads" if threads > inline * (1 + _MARGIN) else "inline"
+
+        def rate(executor: str) -> float:
+            found = self.tried.get((num_stages, executor))
+            return found.rate if found else 0.0
+
+        return "threads" if rate("threads") > rate("inline") * (1 + _MARGIN) else "inline"
 
     def _ways(self, num_stages: int) -> list[str]:
         """Return the executors to try beside one stage inline."""
@@ -192,8 +230,8 @@ class _Trials:
         is_needless = num_stages == 1 or is_searching
         return [way for way in ways if way != "inline" or not is_needless]
 
-    def _times(self, cuts: Sequence[str], ways: Sequence[str]) -> tuple[list[float], list[str]]:
-        """Return the seconds of a sample with one stage inline and in each way, and how it was."""
+    def _try(self, cuts: Sequence[str], ways: Sequence[str]) -> list[_Outcome]:
+        """Return how one stage inline does, and each way."""
         copied = self._subject.copy()
         alone = self._subject.copy() if len(self._profile.devices) > 1 else copied
         changes = on_one_device(self._options, self._profile.devices[0].name)
@@ -209,12 +247,19 @@ class _Trials:
                 [rehearsal.process for rehearsal in rehearsals],
                 seconds=self._seconds,
             )
-            learning = [rehearsal.learning for rehearsal in rehearsals]
+            return [_outcome(*pair) for pair in zip(rehearsals, rounds, strict=True)]
         finally:
             for rehearsal in rehearsals:
                 rehearsal.close()
-        # Not a low time: stages in threads are now fast and now slow, as they get the lock.
-        return [median(times) for times in rounds], learning
+
+
+def _outcome(rehearsal: Rehearsal, times: Sequence[float]) -> _Outcome:
+    learning = rehearsal.learning
+    latency = low([rehearsal.latency(1) for _ in range(_LATENCIES)])
+    # A single stage lets no sample wait that has entered.
+    loaded = rehearsal.latency(rehearsal.count) if len(rehearsal.stages) > 1 else latency
+    # Not a low time: stages in threads are now fast and now slow, as they get the lock.
+    return _Outcome(1 / median(times), learning, latency, loaded)
 
 
 def _plan(
@@ -225,45 +270,26 @@ def _plan(
     costs: Sequence[Cost],
     trials: _Trials,
 ) -> Plan:
-    num_stages = len(costs)
-    executor = trials.executor(num_stages)
-    own_orders = orders(options.schedule, num_stages)
-    hand_over = 0.0 if executor == "inline" else surroundings.hand_over
-    played = forecast(
-        costs,
-        own_orders,
-        processors=1 if executor == "inline" else surroundings.cores,
-        hand_over=hand_over,
-    )
-    rate = trials.tried[num_stages, executor]
-    is_compiled = trials.is_compiled((num_stages, executor))
-    slowdown = played.rate / rate
-    if is_compiled:  # only the whole was measured compiled: all parts are faster alike
-        costs = [cost.scaled(slowdown) for cost in costs]
-    # Where threads hinder each other, everything takes longer in the same proportion.
-    elif executor == "inline" or slowdown < 1.0:
-        slowdown = 1.0
+    executor = trials.executor(len(costs))
+    found = trials.tried[len(costs), executor]
+    periods = _periods(costs, executor, options.schedule, surroundings.cores)
+    # Only the whole was measured compiled: all parts are faster alike.
+    factor = 1 / (found.rate * max(periods.values())) if found.is_compiled else 1.0
     return Plan(
-        stages=_stages(profile, cut, costs, own_orders, stashes=options.backward == "stashed"),
+        stages=_stages(profile, cut, [cost.scaled(factor) for cost in costs], options),
         cuts=profile.names(cut.starts),
         schedule=options.schedule,
         backward=options.backward,
         executor=executor,
-        rate=rate,
+        rate=found.rate,
         wanted=options.rate,
-        latency=sum(cost.forward for cost in costs) + (num_stages - 1) * hand_over,
-        loaded_latency=played.latency * slowdown,
+        latency=found.latency * factor,
+        loaded_latency=found.loaded_latency * factor,
         call=surroundings.call,
-        limit=_limit(
-            costs,
-            rate,
-            rate if is_compiled else played.rate,
-            executor,
-            options.schedule,
-            surroundings,
-        ),
-        is_compiled=is_compiled,
-        tried=tuple(Tried(*way, rate) for way, rate in trials.tried.items()),
+        limit=_limit(periods, factor, found.rate, executor, surroundings.admission),
+        learning="" if found.is_compiled else found.learning,
+        is_compiled=found.is_compiled,
+        tried=tuple(Tried(*way, outcome.rate) for way, outcome in trials.tried.items()),
     )
 
 
@@ -276,10 +302,11 @@ def _stage_costs(subject: Subject, cuts: Sequence[str], *, seconds: float) -> li
 
 
 def _stages(
-    profile: Profile, cut: Cut, costs: Sequence[Cost], own_orders: Sequence[Order], *, stashes: bool
+    profile: Profile, cut: Cut, costs: Sequence[Cost], options: Options
 ) -> tuple[PlannedStage, ...]:
     bounds = (0, *cut.starts, len(profile.layers))
     stages = []
+    own_orders = orders(options.schedule, len(costs))
     for index, (cost, order) in enumerate(zip(costs, own_orders, strict=True)):
         first, stop = bounds[index : index + 2]
         device = profile.device(index)
@@ -288,39 +315,39 @@ def _stages(
         layers = tuple(
             PlannedLayer(
                 layer.name,
-                layer.costs[device.kind].of(order.lag).scaled(factor),
+                layer.costs[device.kind].with_lag(order.lag).scaled(factor),
                 layer.parameter_bytes,
                 layer.boundary_bytes,
             )
             for layer in profile.layers[first:stop]
         )
-        memory = profile.memory(first, stop, order.lag, stashes=stashes)
+        memory = profile.memory(first, stop, order.lag, stashes=options.backward == "stashed")
         stages.append(PlannedStage(layers, order.lag, device.name, cost, memory))
     return tuple(stages)
 
 
-def _limit(
-    costs: Sequence[Cost],
-    rate: float,
-    played: float,
-    executor: str,
-    schedule: str,
-    surroundings: Surroundings,
-) -> str:
-    """Say what keeps the rate from being higher."""
+def _periods(costs: Sequence[Cost], executor: str, schedule: str, cores: int) -> dict[str, float]:
+    """Return the seconds of each sample that what the stages share allows, by what it is."""
     loads = [cost.total for cost in costs]
     slowest = f"stage {loads.index(max(loads))}"
     if executor == "inline":
-        return slowest if len(loads) == 1 else "the one thread that runs all stages"
-    reach = {
-        slowest: max(loads),
-        f"{surroundings.cores} cores": sum(loads) / surroundings.cores,
-        "the caller, who takes samples in": surroundings.admission,
-    }
-    limit = max(reach, key=lambda name: reach[name])
-    allowed = 1 / max(reach[limit], 1 / played)
-    if rate < allowed * _HINDERED:
+        shared = slowest if len(loads) == 1 else "the one thread that runs all stages"
+        return {shared: sum(loads)}
+    periods = {slowest: max(loads), f"{cores} cores": sum(loads) / cores}
+    if schedule == "sequential" and len(loads) > 1:
+        periods[f"{schedule}, in which stages wait for each other"] = sum(loads)
+    return periods
+
+
+def _limit(
+    periods: dict[str, float], factor: float, rate: float, executor: str, admission: float
+) -> str:
+    """Say what keeps the rate from being higher."""
+    if executor == "inline":
+        return next(iter(periods))
+    seconds = {name: period * factor for name, period in periods.items()}
+    seconds["the caller, who takes samples in"] = admission
+    limit = max(seconds, key=lambda name: seconds[name])
+    if rate * seconds[limit] < _HINDERED:
         return "threads that hinder each other (interpreter lock, hand-over, memory)"
-    if played * reach[limit] < _HINDERED:
-        return f"{schedule}, in which stages wait for each other"
     return limit

@@ -1,24 +1,21 @@
 """What the layers of a network cost on the devices that would run them.
 
 Theory of operation. A stage costs more than its layers: starting forward, backward and update takes
-its time. So three kinds of pipeline are measured, all on one sample, in turn:
+its time. So two kinds of pipeline are measured, both on one sample, in turn:
 
     whole     one stage with all layers
-    single    every layer a stage of its own, without lag, then with
-    rest      with lag, all layers but the last, which never has a lag
+    single    every layer a stage of its own
 
 What the single layers take together beyond the whole is what a stage costs by itself, counted once
-for each layer but one. The layers share what is left of the whole in proportion to what each takes
-beyond that. Thereby the costs of the finest and of the coarsest cut are those that were measured,
-and those between lie between.
+for each layer but one. Both run without lag, where a sample's own forward goes into its backward; a
+stage with a lag runs forward twice.
 """
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,19 +25,18 @@ from streamflow.errors import PartitionError
 from streamflow.pipeline import trees
 from streamflow.pipeline.network.layers import layer_names
 from streamflow.pipeline.network.partition import first_module
-from streamflow.pipeline.options import Options
-from streamflow.pipeline.planning.costs import Cost, Costs, Device, Layer, Profile
+from streamflow.pipeline.planning.costs import Cost, Device, Layer, Profile
 from streamflow.pipeline.planning.rehearsal import (
     Rehearsal,
     Subject,
     in_turn,
     low,
     low_costs,
+    on_one_device,
 )
 from streamflow.pipeline.stages.lanes import device_of, spread
 from streamflow.pipeline.stages.stage import Stage
 
-_HAND_OVERS = 64
 _ADMISSION_SECONDS = 0.02
 
 
@@ -50,13 +46,11 @@ class Surroundings:
 
     Attributes:
         cores: How many threads can run at the same time.
-        hand_over: Seconds from one thread's sending to another's receiving.
         admission: Seconds of the caller for each of many samples.
         call: Seconds of the caller for a call with one sample.
     """
 
     cores: int
-    hand_over: float
     admission: float
     call: float
 
@@ -64,8 +58,8 @@ class Surroundings:
 def profile(subject: Subject, *, seconds: float) -> tuple[Profile, Surroundings]:
     """Measure the layers of a network with one sample, without a trace in it.
 
-    A network that cannot be traced is a single layer. While it measures there are a copy of the
-    network, its gradients, and as many states of the optimizer as kinds of pipeline.
+    A network that cannot be traced is a single layer. While it measures there are on each kind of
+    device a copy of the network, its gradients, and two states of the optimizer.
 
     Args:
         subject: The network, its sample and how it would be run.
@@ -73,22 +67,51 @@ def profile(subject: Subject, *, seconds: float) -> tuple[Profile, Surroundings]
 
     Raises:
         OptionError: The network cannot be copied.
+        PartitionError: It is to be cut by measuring, but cannot be traced.
         SampleError: The sample does not fit the network.
     """
     devices, kinds = _devices(subject)
     names = _names(subject)
-    seconds /= len(kinds)
-    measured = [_measure(subject, names, device, seconds) for device in kinds]
-    first = measured[0]
+    pairs = [_rehearsals(subject, names[1:], device) for device in kinds]
+    parted = [_parted_costs(*pair, seconds=seconds / len(kinds)) for pair in pairs]
+    whole, single = pairs[0]
+    values = _values(single.stages, subject.sample)
+    rows = zip(*(costs for _, costs in parted), strict=True)
     layers = tuple(
-        replace(layer, costs=tuple(row.layers[index].costs[0] for row in measured))
-        for index, layer in enumerate(first.layers)
+        Layer(name, costs, *_sizes(stage), _count_bytes(value))
+        for name, costs, stage, value in zip(names, rows, single.stages, values, strict=True)
     )
     if len(devices) > 1:
-        layers = _with_transfers(layers, first.values, devices)
-    fixed = tuple(row.fixed for row in measured)
-    surroundings = Surroundings(count_cores(), time_hand_over(), first.admission, first.call)
+        layers = _with_transfers(layers, values, devices)
+    fixed = tuple(fixed for fixed, _ in parted)
+    admissions = [partial(whole.admit, whole.count), partial(whole.admit, 1)]
+    times = in_turn([whole.module], admissions, seconds=_ADMISSION_SECONDS)
+    surroundings = Surroundings(count_cores(), low(times[0]), low(times[1]))
     return Profile(layers, devices, fixed, _count_bytes(subject.sample)), surroundings
+
+
+def _rehearsals(
+    subject: Subject, cuts: Sequence[str], device: torch.device
+) -> tuple[Rehearsal, Rehearsal]:
+    copied = subject.copy()
+    changes = on_one_device(subject.options, str(device)) | _WITHOUT_LAG
+    return (
+        Rehearsal(copied, (), "inline", **changes),
+        Rehearsal(copied, cuts, "inline", **changes),
+    )
+
+
+_WITHOUT_LAG = {"schedule": "sequential", "backward": "own", "clip_over": "stage"}
+
+
+def _parted_costs(
+    whole: Rehearsal, single: Rehearsal, *, seconds: float
+) -> tuple[Cost, list[Cost]]:
+    for rehearsal in (whole, single):
+        rehearsal.settle(rehearsal.total)
+    rounds = in_turn([whole.module], [whole.record, single.record], seconds=seconds)
+    (together,), singles = map(low_costs, rounds)
+    return part_costs(singles, together)
 
 
 def _names(subject: Subject) -> list[str]:
@@ -124,94 +147,28 @@ def _memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What one kind of device gave; ``values`` are those that cross the cut after each layer."""
+def part_costs(singles: Sequence[Cost], whole: Cost) -> tuple[Cost, list[Cost]]:
+    """Part what layers take as stages of their own into what the stage and what the layer takes.
 
-    layers: list[Layer]
-    fixed: Costs
-    admission: float
-    call: float
-    values: list[Any]
-
-
-def _measure(
-    subject: Subject, names: Sequence[str], device: torch.device, seconds: float
-) -> _Measured:
-    copied = subject.copy()
-    cuts = names[1:]
-    alone = on_one_device(subject.options, str(device))
-    common = alone | recorded(subject.options, 1)
-    late = alone | recorded(subject.options, len(names))
-    whole = Rehearsal(copied, (), "inline", **common)
-    prompt = Rehearsal(copied, cuts, "inline", **common | _PROMPT)
-    rehearsals = [whole, prompt]
-    if cuts and subject.options.schedule != "sequential":
-        rehearsals += [Rehearsal(copied, c, "inline", **late) for c in (cuts, cuts[-1:])]
-    for rehearsal in rehearsals:
-        rehearsal.settle(rehearsal.total)
-    single = Rehearsal(copied, (), "inline", **common)
-    rounds = in_turn([copied.module], [r.record for r in rehearsals], seconds=seconds)
-    times = in_turn([copied.module], [whole.admit, single.admit], seconds=_ADMISSION_SECONDS)
-    costs = [low_costs(found) for found in rounds]
-    fixed, layers = share_out(costs[1], costs[0][0])
-    both = Costs(fixed, fixed), [Costs(cost, cost) for cost in layers]
-    if len(costs) > 2:
-        late_fixed, late_layers = share_out(costs[2][:-1], costs[3][0])
-        rows = zip(layers, [*late_layers, layers[-1]], strict=True)
-        both = Costs(fixed, late_fixed), [Costs(*row) for row in rows]
-    values = _values(prompt.stages, copied.sample)
-    return _Measured(
-        [
-            Layer(name, (cost,), *_sizes(stage), _count_bytes(value))
-            for name, cost, stage, value in zip(names, both[1], prompt.stages, values, strict=True)
-        ],
-        both[0],
-        low(times[0]),
-        low(times[1]),
-        values,
-    )
-
-
-_PROMPT = {"schedule": "sequential", "backward": "own"}
-
-
-def on_one_device(options: Options, device: str) -> dict[str, Any]:
-    """Return changes of options with which any number of stages runs, on one device."""
-    return {"devices": device, "optimizer": options.optimizer_of(0)}
-
-
-def recorded(options: Options, num_stages: int) -> dict[str, Any]:
-    """Return changes of options with which each stage does all that it does under load, itself."""
-    is_greedy = options.schedule == "greedy" and num_stages > 1
-    return {"clip_over": "stage"} | ({"schedule": "1f1b"} if is_greedy else {})
-
-
-def share_out(singles: Sequence[Cost], whole: Cost) -> tuple[Cost, list[Cost]]:
-    """Split what layers take as stages of their own into that of the stage and of the layer.
+    Args:
+        singles: Each layer as a stage.
+        whole: All of them as one stage.
 
     Returns:
-        What a stage takes beyond its layers, and what each layer takes; together ``whole``.
+        What a stage takes beyond its layers, and what each layer takes.
     """
-    columns = [
-        _share_out([getattr(cost, action) for cost in singles], getattr(whole, action))
-        for action in ("forward", "backward", "update")
+    fixed = Cost(*(_beyond(singles, whole, action) for action in Cost.__slots__))
+    return fixed, [
+        Cost(*(max(getattr(c, a) - getattr(fixed, a), 0.0) for a in Cost.__slots__))
+        for c in singles
     ]
-    fixed = Cost(*(column[0] for column in columns))
-    return fixed, [Cost(*row) for row in zip(*(column[1] for column in columns), strict=True)]
 
 
-def _share_out(singles: Sequence[float], whole: float) -> tuple[float, list[float]]:
-    """Split one action; who does not perform it at all, as a layer without weights, has no part."""
-    num_active = sum(single > 0 for single in singles)
-    if num_active < 2:
-        return 0.0, [whole if single > 0 else 0.0 for single in singles]
-    fixed = min(max((sum(singles) - whole) / (num_active - 1), 0.0), whole)
-    beyond = [max(single - fixed, 0.0) for single in singles]
-    if not sum(beyond):
-        return whole, [0.0 for _ in singles]
-    factor = (whole - fixed) / sum(beyond)
-    return fixed, [part * factor for part in beyond]
+def _beyond(singles: Sequence[Cost], whole: Cost, action: str) -> float:
+    """Return what starting an action takes; a layer without weights does not start an update."""
+    parts: list[float] = [part for cost in singles if (part := getattr(cost, action)) > 0]
+    together: float = getattr(whole, action)
+    return max(sum(parts) - together, 0.0) / max(len(parts) - 1, 1)
 
 
 def _values(stages: Sequence[Stage], sample: Any) -> list[Any]:
@@ -269,25 +226,3 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def time_hand_over() -> float:
-    """Return the seconds from one thread's sending to another's receiving, while both wait."""
-    there: SimpleQueue[bool] = SimpleQueue()
-    back: SimpleQueue[bool] = SimpleQueue()
-
-    def answer() -> None:
-        while there.get():
-            back.put(True)
-
-    thread = threading.Thread(target=answer, name="streamflow hand-over", daemon=True)
-    thread.start()
-    times = []
-    for _ in range(_HAND_OVERS):
-        start = time.perf_counter()
-        there.put(True)
-        back.get()
-        times.append((time.perf_counter() - start) / 2)
-    there.put(False)
-    thread.join()
-    return low(times)

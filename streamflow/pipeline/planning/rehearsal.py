@@ -9,8 +9,9 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any, Self, TypeVar
 
 import torch
@@ -44,10 +45,11 @@ _MOST_SAMPLES = 32
 _QUANTILE = 0.25
 
 
+@dataclass(frozen=True, slots=True)
 class Subject:
     """A network with one sample, to be copied and measured.
 
-    Args:
+    Attributes:
         module: The network; it stays as it is.
         sample: One input with a leading dimension of 1, as the pipeline takes it.
         target: Its target, None where the loss takes none.
@@ -55,13 +57,11 @@ class Subject:
         initial: Recurrent state that a stream begins with.
     """
 
-    def __init__(
-        self, module: nn.Module, sample: Any, target: Any, *, options: Options, initial: Set
-    ) -> None:
-        self.module = module
-        self.sample, self.target = sample, target
-        self.options = options
-        self.initial = initial
+    module: nn.Module
+    sample: Any
+    target: Any
+    options: Options
+    initial: Set
 
     def copy(self) -> Self:
         """Return the same with a copy of the network.
@@ -79,9 +79,7 @@ class Subject:
             )
             raise OptionError(msg) from error
         module.zero_grad()
-        return type(self)(
-            module, self.sample, self.target, options=self.options, initial=self.initial
-        )
+        return replace(self, module=module)
 
 
 class Rehearsal:
@@ -97,6 +95,7 @@ class Rehearsal:
 
     Raises:
         OptionError: The options do not fit so many stages.
+        PartitionError: There is no such cut.
         SampleError: The sample does not fit the network.
     """
 
@@ -112,9 +111,9 @@ class Rehearsal:
         options = replace(subject.options, executor=executor, **changes)
         if not may_compile or options.loss is None:
             options = replace(options, compile=False)
-        self._assembly = assemble(subject.module, cuts, executor, options, subject.initial)
+        assembly = assemble(subject.module, cuts, executor, options, subject.initial)
         patience = AT_ONCE if options.compile is True else ONLY_FOUND
-        self._router = Router(self._assembly, options, patience, warns=False)
+        self._router = Router(assembly, options, patience, warns=False)
         self._admission = Admission(
             options.loss,
             input_device=self.stages[0].lane.device,
@@ -123,27 +122,33 @@ class Rehearsal:
             predict=lambda row: self._router.peek([row], [None])[0],
         )
         self._may_compile = options.compile is not False
-        self._clock = _Clock(self.stages)
+        devices = {stage.lane.device for stage in self.stages}
+        self._devices = [device for device in devices if device.type == "cuda"]
         self._sample, self._target = subject.sample, subject.target
         self._group = options.accumulate
         self.count = 1
         self._admission.output_of(self._sample)
 
     def __repr__(self) -> str:
-        return f"<Rehearsal: {len(self.stages)} stages, {self._assembly.executor.name}>"
+        return f"<Rehearsal: {len(self.stages)} stages, {self._router.assembly.executor.name}>"
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self._router.assembly.module
 
     @property
     def stages(self) -> list[Stage]:
         """The stages."""
-        return self._assembly.stages
+        return self._router.assembly.stages
 
     @property
     def learning(self) -> str:
-        """How samples are learned, and why; ``EAGER_SO_FAR`` where a pipeline would compile it."""
+        """How samples are learned, and why; empty where it is eager, but a pipeline may compile."""
         found = self._router.learning
-        if found == EAGER_SO_FAR and torch_private.find_compiler() is None:
-            return "eager: no C++ compiler"
-        return found
+        if found != EAGER_SO_FAR:
+            return found
+        return "" if _has_compiler() else "eager: no C++ compiler"
 
     def settle(self, seconds: Callable[[], float], *, at_least: int = 1) -> None:
         """Choose how many samples make a measurement, once everything is allocated.
@@ -169,30 +174,51 @@ class Rehearsal:
         self._process(*self._rows(len(self.stages)))
         start = time.perf_counter()
         self._process(inputs, targets)
-        self._clock.wait()
+        self._wait()
         seconds = time.perf_counter() - start
         self._router.drain()
         return seconds / self.count
 
-    def admit(self) -> float:
-        """Take in as many samples as ``count`` without running them; return the seconds of each."""
-        inputs, targets = self._rows(self.count)
+    def latency(self, count: int) -> float:
+        """Process samples in one call, eagerly; return the seconds from entry to prediction.
+
+        Of the second half of them: the first enter a pipeline that is empty.
+        """
+        with self._watching() as events:
+            self._process(*self._rows(count))
+        self._router.drain()
+        last = len(self.stages) - 1
+        forwards = [event for event in events if event.action == "forward"]
+        entered = {event.sample: event.start for event in forwards if event.stage == 0}
+        predicted = {event.sample: event.stop for event in forwards if event.stage == last}
+        times = [predicted[number] - entered[number] for number in sorted(entered)]
+        return median(times[count // 2 :])
+
+    def admit(self, count: int) -> float:
+        """Take in samples without running them; return the seconds of each."""
+        inputs, targets = self._rows(count)
         start = time.perf_counter()
         batch = self._admission.admit(inputs, targets, None, None, None)
         batch.samples(0, batch.count)
-        return (time.perf_counter() - start) / self.count
+        return (time.perf_counter() - start) / count
 
     def record(self) -> list[Cost]:
         """Run as many samples as ``count`` one by one; return what each stage takes of each."""
         inputs, targets = self._rows(1)
-        with self._clock.running():
-            self._router.watch(self._clock.note)
+        with self._timing_updates() as updates, self._watching() as events:
             for _ in range(self.count):
                 self._process(inputs, targets)
                 # Else a stage that stashes weights would keep a copy for each of its samples.
                 self._router.drain()
-            self._router.watch(None)
-        return [cost.scaled(1 / self.count) for cost in self._clock.costs()]
+        costs = []
+        for index, update in enumerate(updates):
+            own = [event for event in events if event.stage == index]
+            forward, backward = (
+                sum(event.stop - event.start for event in own if event.action == action)
+                for action in ("forward", "backward")
+            )
+            costs.append(Cost(forward, backward - update, update).scaled(1 / self.count))
+        return costs
 
     def total(self) -> float:
         """Record, and return what all stages together take of each sample."""
@@ -201,6 +227,44 @@ class Rehearsal:
     def close(self) -> None:
         """Stop what runs the stages."""
         self._router.close()
+
+    @contextmanager
+    def _watching(self) -> Iterator[list[Event]]:
+        """Give a list that fills with what the stages do, eagerly; on CUDA it waits for them."""
+        events: list[Event] = []
+
+        def note(event: Event) -> None:
+            self._wait()
+            stop = time.perf_counter() if self._devices else event.stop
+            events.append(replace(event, stop=stop))
+
+        self._router.watch(note)
+        yield events
+        self._router.watch(None)
+
+    @contextmanager
+    def _timing_updates(self) -> Iterator[list[float]]:
+        """Give the seconds of each stage's updates, which go on adding up."""
+        seconds = [0.0] * len(self.stages)
+
+        def add(index: int, sign: int, *_: object) -> None:
+            self._wait()
+            seconds[index] += sign * time.perf_counter()
+
+        with ExitStack() as hooks:
+            for index, stage in enumerate(self.stages):
+                optimizer = stage.updates.optimizer
+                if isinstance(optimizer, torch.optim.Optimizer):
+                    begin = optimizer.register_step_pre_hook(partial(add, index, -1))
+                    end = optimizer.register_step_post_hook(partial(add, index, 1))
+                    hooks.callback(begin.remove)
+                    hooks.callback(end.remove)
+            yield seconds
+
+    def _wait(self) -> None:
+        """Wait until the devices have done what they were given."""
+        for device in self._devices:
+            torch.cuda.synchronize(device)
 
     def _process(self, inputs: Any, targets: Any) -> None:
         self._router.process(self._admission.admit(inputs, targets, None, None, None))
@@ -211,61 +275,28 @@ class Rehearsal:
         return trees.stack_samples([self._sample] * count), targets
 
 
-class _Clock:
-    """Adds up what the stages of an inline executor do; on CUDA it waits for them."""
+def on_one_device(options: Options, device: str) -> dict[str, Any]:
+    """Return changes of options with which any number of stages runs, on one device."""
+    return {"devices": device, "optimizer": options.optimizer_of(0)}
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = stages
-        self._devices = {s.lane.device for s in stages if s.lane.device.type == "cuda"}
-        self._forwards, self._backwards, self._updates = ([0.0] * len(stages) for _ in range(3))
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Add up from zero, updates too."""
-        for seconds in (self._forwards, self._backwards, self._updates):
-            seconds[:] = [0.0] * len(seconds)
-        with ExitStack() as hooks:
-            for index, stage in enumerate(self._stages):
-                optimizer = stage.updates.optimizer
-                if isinstance(optimizer, torch.optim.Optimizer):
-                    begin, end = (
-                        partial(self._begin_update, index),
-                        partial(self._end_update, index),
-                    )
-                    hooks.callback(optimizer.register_step_pre_hook(begin).remove)
-                    hooks.callback(optimizer.register_step_post_hook(end).remove)
-            yield
+def recorded(options: Options, num_stages: int) -> dict[str, Any]:
+    """Return changes of options with which each stage does all that it does under load, itself."""
+    is_greedy = options.schedule == "greedy" and num_stages > 1
+    return {"clip_over": "stage"} | ({"schedule": "1f1b"} if is_greedy else {})
 
-    def note(self, event: Event) -> None:
-        """Take note of an action that just ended."""
-        self.wait()
-        stop = time.perf_counter() if self._devices else event.stop
-        seconds = self._forwards if event.action == "forward" else self._backwards
-        seconds[event.stage] += stop - event.start
 
-    def costs(self) -> list[Cost]:
-        """Return the sums of all stages."""
-        rows = zip(self._forwards, self._backwards, self._updates, strict=True)
-        return [Cost(forward, backward - update, update) for forward, backward, update in rows]
-
-    def wait(self) -> None:
-        """Wait until the devices have done what they were given."""
-        for device in self._devices:
-            torch.cuda.synchronize(device)
-
-    def _begin_update(self, index: int, *_: object) -> None:
-        self.wait()
-        self._updates[index] -= time.perf_counter()
-
-    def _end_update(self, index: int, *_: object) -> None:
-        self.wait()
-        self._updates[index] += time.perf_counter()
+def _has_compiler() -> bool:
+    try:
+        return torch_private.find_compiler() is not None
+    except Exception:  # of whatever kind: torch cannot be asked, and then it cannot compile either
+        return False
 
 
 def in_turn(
     modules: Sequence[nn.Module], tasks: Sequence[Callable[[], T]], *, seconds: float
 ) -> list[list[T]]:
-    """Call tasks in turn for so long, and at least a few times; return what each one returned.
+    """Call tasks in turn for so many seconds, and at least a few times; return what each returned.
 
     Before each call the parameters and buffers of ``modules`` are set back, since a network that
     learns one sample for long has gradients too small to be computed at normal speed.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.admission import AdmittedBatch
+from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.capture.recorder import record
 from streamflow.pipeline.codegen.cache import Compiler
 from streamflow.pipeline.native.bound_stage import CompiledStage
@@ -79,6 +80,9 @@ class CompiledWay:
     ) -> None:
         loss = [options.loss] if isinstance(options.loss, nn.Module) else []
         self._attributes = Attributes(*(stage.module for stage in stages), *loss)
+        if self._attributes.hooked:
+            msg = f"{self._attributes.hooked} has hooks"
+            raise Unsupported(msg)
         recordings = record(
             stages,
             _first(batch.inputs),

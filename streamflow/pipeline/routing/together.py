@@ -181,6 +181,9 @@ class TogetherWay:
 
     def _new_group(self, key: Any, inputs: Any, count: int) -> _RowGroup | None:
         attributes = Attributes(self._module)
+        if attributes.hooked:
+            self._refuse(f"{attributes.hooked} has hooks")
+            return None
         most = self._find_out(inputs, count)
         if most is None:
             return None
