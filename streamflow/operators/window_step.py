@@ -20,7 +20,7 @@ Due = tuple[Hashable, Pane]
 """A key and a window of it that is due."""
 
 
-Row = tuple[dict[str, Any], int, Partition, int, Any]
+WindowRow = tuple[dict[str, Any], int, Partition, int, Any]
 """A window as an output record: value, time in milliseconds, partition, offset and key."""
 
 
@@ -40,7 +40,7 @@ class WindowStep(WatermarkStep[Panes]):
     def process(self, batch: Batch) -> Processed:
         """Return the windows that are due, and the records that are rejected."""
         causes: dict[int, str] = {}
-        rows: list[Row] = []
+        rows: list[WindowRow] = []
         numbers = self._numbers(batch, causes)
         own_keys = batch.keys or [None] * len(batch)
         for index, key, time_ms in self._each(batch, causes):
@@ -55,7 +55,7 @@ class WindowStep(WatermarkStep[Panes]):
 
     def end(self) -> Processed:
         """Return the windows that are open."""
-        rows: list[Row] = []
+        rows: list[WindowRow] = []
         self._give(_not_given(self._states.items()), rows)
         for state in self._states.values():
             state.panes.clear()
@@ -96,7 +96,7 @@ class WindowStep(WatermarkStep[Panes]):
         time_ms: int,
         numbers: Sequence[float],
         origin: tuple[Partition, int, Any],
-        rows: list[Row],
+        rows: list[WindowRow],
     ) -> bool:
         """Take a record in and give what is due; return whether any window took the record."""
         state = self._met(key, time_ms, Panes(time_ms, time_ms, {}))
@@ -150,7 +150,7 @@ class WindowStep(WatermarkStep[Panes]):
         ends += [end + self._lateness_ms for end in ends]
         return min((end for end in ends if end > self._watermark(state)), default=None)
 
-    def _give(self, due: list[Due], rows: list[Row]) -> None:
+    def _give(self, due: list[Due], rows: list[WindowRow]) -> None:
         """Make windows records, in the order of their ends."""
         for key, pane in sorted(due, key=lambda one: (one[1].end_ms, one[1].number)):
             own: Any = key if len(self._by) > 1 else (key,)
@@ -197,7 +197,7 @@ def _not_given(states: Iterable[tuple[Hashable, Panes]]) -> list[Due]:
     return [(key, pane) for key, pane in panes if not pane.is_given]
 
 
-def _batch_of(rows: list[Row]) -> Batch | None:
+def _batch_of(rows: list[WindowRow]) -> Batch | None:
     """Return output records as a batch, if there are any."""
     if not rows:
         return None
