@@ -70,7 +70,7 @@ Key = tuple[Any, ...]
 
 
 @dataclass
-class Fault:
+class RequestFault:
     """Something that fails.
 
     Attributes:
@@ -97,7 +97,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.num_failed = 0
-        self._faults: dict[Key, Fault] = {}
+        self._faults: dict[Key, RequestFault] = {}
         self._under_way: Counter[str] = Counter()
 
     def __repr__(self) -> str:
@@ -147,7 +147,7 @@ class Faults:
         fault = self._faults.get(key)
         if fault is None or not self._is_current(fault):
             began = now if since is None else since
-            fault = self._faults[key] = Fault(key[0], began, now, reason)
+            fault = self._faults[key] = RequestFault(key[0], began, now, reason)
         fault.last, fault.reason = now, reason
         fault.count += 1
         self.num_failed += 1
@@ -162,11 +162,11 @@ class Faults:
         longest = min(FIRST_WAIT * 2.0 ** min(count - 1, 10), LONGEST_WAIT)
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))
 
-    def _is_current(self, fault: Fault) -> bool:
+    def _is_current(self, fault: RequestFault) -> bool:
         is_recent = fault.last > time.monotonic() - PASSED_SECONDS
         return is_recent or self._under_way[fault.api] > 0
 
-    def _longest(self) -> Fault | None:
+    def _longest(self) -> RequestFault | None:
         """Return the fault that has lasted longest."""
         current = filter(self._is_current, self._faults.values())
         return min(current, key=lambda fault: fault.since, default=None)

@@ -29,13 +29,13 @@ class Topic:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.lanes: list[Lane] = []
+        self.lanes: list[TopicLane] = []
         self._turn = 0
         self._partition_of: Callable[[bytes], int] = len
 
-    def grow(self, count: int) -> list[Lane]:
+    def grow(self, count: int) -> list[TopicLane]:
         """Take note of so many partitions, of which there may be more now; return new lanes."""
-        new = [Lane(self.name, number) for number in range(len(self.lanes), count)]
+        new = [TopicLane(self.name, number) for number in range(len(self.lanes), count)]
         if new:
             self.lanes += new
 
@@ -50,14 +50,14 @@ class Topic:
         """Let records without a key go to the next partition from here on."""
         self._turn += 1
 
-    def lane(self, key: bytes | None) -> Lane:
+    def lane(self, key: bytes | None) -> TopicLane:
         """Return where a record goes."""
         if key is None:
             return self.lanes[self._turn % len(self.lanes)]
         return self.lanes[self._partition_of(key)]
 
 
-class Lane:
+class TopicLane:
     """The records on their way to one partition, in order.
 
     Attributes:

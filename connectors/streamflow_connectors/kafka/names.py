@@ -12,7 +12,7 @@ from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from streamflow.contracts import Context
 from streamflow_connectors.kafka.connection import gave_up
 from streamflow_connectors.kafka.faults import Faults
-from streamflow_connectors.kafka.nodes import KafkaSink
+from streamflow_connectors.kafka.options import KafkaSinkOptions
 
 APPEAR_SECONDS: Final = 2.0
 """That a topic may take to appear, if the broker creates it."""
@@ -37,7 +37,7 @@ class TopicNames:
     """
 
     def __init__(
-        self, client: AIOKafkaClient, faults: Faults, sink: KafkaSink, context: Context
+        self, client: AIOKafkaClient, faults: Faults, sink: KafkaSinkOptions, context: Context
     ) -> None:
         self._client = client
         self._faults = faults

@@ -49,7 +49,7 @@ from streamflow_connectors.kafka.connection import (
     start,
 )
 from streamflow_connectors.kafka.faults import Faults, is_passing
-from streamflow_connectors.kafka.nodes import KafkaSource
+from streamflow_connectors.kafka.options import KafkaSourceOptions
 from streamflow_connectors.kafka.records import Decoder, by_driver, topic_partition
 from streamflow_connectors.kafka.topics import NewTopics, find_partitions, find_positions
 
@@ -68,7 +68,7 @@ DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes o
 
 
 @asynccontextmanager
-async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[KafkaReader]:
+async def open_reader(source: KafkaSourceOptions, context: Context) -> AsyncIterator[KafkaReader]:
     """Connect and find out where to begin; disconnect when the block is left."""
     options = await client_options(source, context)
     # The answer to a request to join comes when all other members have joined.
@@ -106,7 +106,7 @@ async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[Ka
         await close_consumer(consumer, in_a_hurry=reader.retrying() is not None)
 
 
-def _heartbeat_interval(source: KafkaSource) -> float:
+def _heartbeat_interval(source: KafkaSourceOptions) -> float:
     """Return how often to show signs of life, which is also how soon one hears of a rebalance."""
     heard_in_time = source.rebalance_timeout * (1 - DRAIN_FRACTION) / 2
     return min(source.session_timeout / 3, heard_in_time, HEARTBEAT_SECONDS)
@@ -115,7 +115,9 @@ def _heartbeat_interval(source: KafkaSource) -> float:
 class KafkaReader:
     """Reads the partitions that are assigned to it; see `streamflow.contracts.Reader`."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, source: KafkaSource, context: Context) -> None:
+    def __init__(
+        self, consumer: AIOKafkaConsumer, source: KafkaSourceOptions, context: Context
+    ) -> None:
         self._consumer = consumer
         self._source = source
         self._context = context

@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord, TopicPartition  # type: ignore[import-untyp
 from streamflow.codecs.formats import Codec, decode
 from streamflow.contracts import Fetch
 from streamflow.records import Batch, Headers, Partition, Place, Rejected, concatenate
-from streamflow_connectors.kafka.nodes import KafkaSource
+from streamflow_connectors.kafka.options import KafkaSourceOptions
 
 Received: TypeAlias = Mapping[TopicPartition, list[ConsumerRecord]]
 
@@ -25,7 +25,7 @@ RECORD_BYTES = 200  # what a record takes in memory beside its payload, about
 class Decoder:
     """Decodes the records of each topic as the source says."""
 
-    def __init__(self, source: KafkaSource) -> None:
+    def __init__(self, source: KafkaSourceOptions) -> None:
         self._codec = source.format.codec()
         self._codecs: dict[str, Codec] = {
             topic: declared.codec() for topic, declared in source.formats.items()

@@ -34,11 +34,11 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 )
 
 from streamflow.contracts import Context
-from streamflow.errors import ConnectorError, GraphError
+from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Place, Rejected
 from streamflow_connectors.kafka.connection import close_consumer, start
 from streamflow_connectors.kafka.faults import Faults
-from streamflow_connectors.kafka.nodes import KafkaSink, KafkaSource
+from streamflow_connectors.kafka.options import KafkaSinkOptions, KafkaSourceOptions
 from streamflow_connectors.kafka.records import topic_partition
 from streamflow_connectors.kafka.writer import KafkaWriter, connected_writer
 
@@ -49,17 +49,16 @@ LONGEST_SECONDS = 900.0  # what brokers grant unless they are told otherwise
 
 
 @asynccontextmanager
-async def open_exactly_once(sink: KafkaSink, context: Context) -> AsyncIterator[ExactlyOnceWriter]:
+async def open_exactly_once(
+    sink: KafkaSinkOptions, context: Context
+) -> AsyncIterator[ExactlyOnceWriter]:
     """Fence off others, find out what is published; abort what is open when the block is left.
 
     Raises:
-        GraphError: The graph cannot be written exactly once.
+        ConnectorError: No broker answers in time, or the event loop is not asyncio's.
     """
-    problems = list(sink.delivery_problems(context.sources, {context.name: sink}))
-    if problems:
-        raise GraphError(problems, subject=context.name)
     [source] = context.sources.values()
-    assert isinstance(source, KafkaSource)
+    assert isinstance(source, KafkaSourceOptions)
     group = source.group
     assert group is not None
     transactional = {
@@ -93,7 +92,7 @@ class ExactlyOnceWriter(KafkaWriter):
         self,
         producer: AIOKafkaProducer,
         faults: Faults,
-        sink: KafkaSink,
+        sink: KafkaSinkOptions,
         context: Context,
         group: str,
         published: dict[TopicPartition, int],
@@ -204,7 +203,9 @@ class ExactlyOnceWriter(KafkaWriter):
                 return  # of somebody who has been fenced off there is nothing left to roll back
 
 
-async def _committed(options: dict[str, Any], source: KafkaSource) -> dict[TopicPartition, int]:
+async def _committed(
+    options: dict[str, Any], source: KafkaSourceOptions
+) -> dict[TopicPartition, int]:
     """Return the committed positions of a source's partitions."""
     consumer = AIOKafkaConsumer(**options, group_id=source.group, enable_auto_commit=False)
     Faults().watch(consumer._client)  # so that no error is taken for no position

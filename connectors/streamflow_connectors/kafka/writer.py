@@ -35,9 +35,9 @@ from streamflow_connectors.kafka.connection import (
     unknown_topics,
 )
 from streamflow_connectors.kafka.faults import Faults
-from streamflow_connectors.kafka.lanes import Lane, Topic
+from streamflow_connectors.kafka.lanes import Topic, TopicLane
 from streamflow_connectors.kafka.names import TopicNames
-from streamflow_connectors.kafka.nodes import KafkaSink
+from streamflow_connectors.kafka.options import KafkaSinkOptions
 from streamflow_connectors.kafka.records import encode_key, headers_bytes
 from streamflow_connectors.network.routes import FromField, keys, texts
 
@@ -48,7 +48,7 @@ W = TypeVar("W", bound="KafkaWriter")
 
 
 @asynccontextmanager
-async def open_writer(sink: KafkaSink, context: Context) -> AsyncIterator[KafkaWriter]:
+async def open_writer(sink: KafkaSinkOptions, context: Context) -> AsyncIterator[KafkaWriter]:
     """Connect and find the topic; disconnect when the block is left."""
 
     async def make(producer: AIOKafkaProducer, faults: Faults, _: dict[str, Any]) -> KafkaWriter:
@@ -60,7 +60,7 @@ async def open_writer(sink: KafkaSink, context: Context) -> AsyncIterator[KafkaW
 
 @asynccontextmanager
 async def connected_writer(
-    sink: KafkaSink,
+    sink: KafkaSinkOptions,
     context: Context,
     make: Callable[[AIOKafkaProducer, Faults, dict[str, Any]], Awaitable[W]],
     transactional: dict[str, Any],
@@ -107,7 +107,7 @@ class KafkaWriter:
     """Writes to topics; see `contracts.Writer`. What is not flushed may not arrive."""
 
     def __init__(
-        self, producer: AIOKafkaProducer, faults: Faults, sink: KafkaSink, context: Context
+        self, producer: AIOKafkaProducer, faults: Faults, sink: KafkaSinkOptions, context: Context
     ) -> None:
         self._producer = producer
         self._faults = faults
@@ -116,7 +116,7 @@ class KafkaWriter:
         self._codec = sink.format.codec()
         self._topics: dict[str, Topic] = {}
         self._names = TopicNames(producer.client, faults, sink, context)
-        self._lanes: list[Lane] = []  # of all topics
+        self._lanes: list[TopicLane] = []  # of all topics
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
         self._settled = anyio.Event()  # set, and replaced, when a delivery ends
@@ -272,7 +272,7 @@ class KafkaWriter:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _deliver_lane(self, lane: Lane) -> None:
+    async def _deliver_lane(self, lane: TopicLane) -> None:
         """Deliver a lane's batches one after another, until none is left or one has failed."""
         try:
             while lane.builders and self._failure is None:
