@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal
 
 import anyio
 import anyio.lowlevel
@@ -27,9 +27,8 @@ from streamflow.records import (
     estimate_bytes,
     to_columns,
 )
+from streamflow_connectors.network.reading import if_any
 from streamflow_connectors.replay import AS_FAST_AS_POSSIBLE, PacedReader, PaceField
-
-_Item = TypeVar("_Item")
 
 MOST_RECORDS: Final = 1000
 """Of one batch."""
@@ -357,9 +356,9 @@ def make_batch(items: list[Any], partition: Partition, start: int) -> Batch:
     records = [item if isinstance(item, Record) else Record(item) for item in items]
     return replace(
         _bare_batch([record.value for record in records], partition, start),
-        keys=_column([record.key for record in records], None),
-        timestamps_ms=_column([record.timestamp_ms for record in records], None),
-        headers=_column([record.headers for record in records], ()),
+        keys=if_any([record.key for record in records], None),
+        timestamps_ms=if_any([record.timestamp_ms for record in records], None),
+        headers=if_any([record.headers for record in records], ()),
     )
 
 
@@ -368,11 +367,6 @@ def _bare_batch(rows: list[Any], partition: Partition, start: int) -> Batch:
     offsets = range(start, start + len(rows))
     size_bytes = _estimate_size(values)
     return Batch(values, [partition] * len(rows), offsets, size_bytes=size_bytes)
-
-
-def _column(entries: list[_Item], absent: object) -> list[_Item] | None:
-    """Return a column, ``None`` if no entry of it is there."""
-    return None if all(entry == absent for entry in entries) else entries
 
 
 def _estimate_size(values: Values) -> int:

@@ -296,7 +296,7 @@ async def test_a_fault_is_of_the_partition_it_happens_in_and_ends_with_it() -> N
 async def test_a_fault_that_nobody_renews_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     faults = Faults()
     faults.fail(("FindCoordinator",), "no connection", since=anyio.current_time() - 5)
-    monkeypatch.setattr("streamflow_connectors.kafka.faults.PASSED_SECONDS", -1.0)
+    monkeypatch.setattr("streamflow_connectors.kafka.faults.PASSED", -1.0)
     assert faults.retrying() is None
     assert faults.seconds == 0
 

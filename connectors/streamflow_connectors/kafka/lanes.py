@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeAlias
 
-from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
-from aiokafka.producer.message_accumulator import BatchBuilder  # type: ignore[import-untyped]
+from streamflow_connectors.kafka.aiokafka_private import partitioner
+
+BatchBuilder: TypeAlias = Any
+"""What the driver's `create_batch` returns."""
 
 REMEMBERED_KEYS = 2**16  # whose partition is not computed again
 
@@ -39,11 +42,10 @@ class Topic:
         if new:
             self.lanes += new
 
-            @lru_cache(maxsize=REMEMBERED_KEYS)
-            def partition_of(key: bytes) -> int:
-                return (murmur2(key) & 0x7FFFFFFF) % count  # type: ignore[no-any-return]
-
-            self._partition_of = partition_of
+            choose, numbers = partitioner(), range(count)
+            self._partition_of = lru_cache(maxsize=REMEMBERED_KEYS)(
+                lambda key: choose(key, numbers, numbers)
+            )
         return new
 
     def turn(self) -> None:

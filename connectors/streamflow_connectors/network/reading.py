@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import repeat
+from operator import eq
 from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
@@ -151,4 +153,4 @@ def joined_causes(
 
 def if_any(column: list[T], absent: object) -> list[T] | None:
     """Return a column, or ``None`` if no record has an entry in it."""
-    return None if all(entry == absent for entry in column) else column
+    return None if all(map(eq, column, repeat(absent))) else column

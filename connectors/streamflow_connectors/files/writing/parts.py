@@ -155,7 +155,8 @@ class Parts:
         self.finish_due(now)
         for folder, payloads in self._grouped(pairs):
             track = self._tracks.setdefault(folder, Track(folder))
-            for run in self._kind.runs(payloads):
+            runs: Iterator[list[Any]] = self._kind.runs(payloads)
+            for run in runs:
                 if track.part is not None and not track.part.takes(run):
                     self._finish(track)
                 self._write(track, run, now)
