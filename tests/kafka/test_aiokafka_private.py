@@ -51,7 +51,7 @@ async def read(broker: EmbeddedKafka) -> None:
         await reader._revoke()
     assert await committed(address, "g", "t") == 2
     await produce(address, "t", [b"3"])
-    async with reading(address, group="g") as reader:
+    async with reading(address, group="g", partitions=(0,)) as reader:
         assert (await receive(reader))[0] == [3]
         broker.set_reachable(False)
         while reader.retrying() is None:

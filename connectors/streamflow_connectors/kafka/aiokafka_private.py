@@ -89,7 +89,7 @@ NAMES: Final[dict[str, Name]] = {
         "_sender._fail_all", "to end its task without an error of its own", "a log may hold one"
     ),
     "producer.fail_waiting": Name(
-        "_message_accumulator.fail_all", "to deliver nothing more once it is closed", _LEFT
+        "_message_accumulator.fail_all", "to deliver nothing more once it is closed"
     ),
     **{
         f"producer.{name}": Name(
@@ -180,9 +180,9 @@ class KafkaClient:
     def __init__(self, owner: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         kind = "consumer" if _is_consumer(owner) else "producer"
         self._driver = _part(owner, f"{kind}.client")
-        for key in NAMES:
-            if key.startswith("client."):
-                _part(self._driver, key)
+        for key in (key for key, name in NAMES.items() if name.without is None):
+            if key.startswith(("client.", f"{kind}.")):
+                _part(self._driver if key.startswith("client.") else owner, key)
 
     def watch(self, send: Callable[[Any, Send], Awaitable[Any]]) -> None:
         """Have all that is sent go through ``send``, which gets the request and what sends it."""
