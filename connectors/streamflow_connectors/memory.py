@@ -27,6 +27,7 @@ from streamflow.records import (
     estimate_bytes,
     to_columns,
 )
+from streamflow_connectors.network.loops import beside
 from streamflow_connectors.network.reading import if_any
 from streamflow_connectors.replay import AS_FAST_AS_POSSIBLE, PacedReader, PaceField
 
@@ -99,16 +100,8 @@ class MemorySource(Source):
             if self.records is None:
                 yield reader
                 return
-            failure = None
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(reader.pump, self.records)
-                try:
-                    yield self._paced(reader, context)
-                except Exception as error:  # the task group would wrap it
-                    failure = error
-                tasks.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+            async with beside(reader.pump, self.records):
+                yield self._paced(reader, context)
         finally:
             reader.close()
 

@@ -25,7 +25,7 @@ from streamflow_connectors.kafka.aiokafka_private import (
     try_connecting,
 )
 from streamflow_connectors.kafka.faults import Faults
-from streamflow_connectors.kafka.options import Connection
+from streamflow_connectors.kafka.options import Connection, KafkaSourceOptions
 from streamflow_connectors.network.loops import require_asyncio
 from streamflow_connectors.network.retries import attempts
 
@@ -44,6 +44,13 @@ HURRY_SECONDS = 1.0
 """How long a client may take to say goodbye to a broker that does not answer."""
 
 DEFAULT_PORT = 9092
+REQUEST_SPARE_MS = 5000
+FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
+FETCH_BYTES = 8 * 2**20
+METADATA_MS = 300_000  # the driver's own
+HEARTBEAT_SECONDS = 3.0  # at the most
+DAY_MS = 24 * 3600 * 1000  # a slow model is no dead member: heartbeats say whether it lives
+DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes on without a member
 
 
 async def client_options(declared: Connection, context: Context) -> dict[str, Any]:
@@ -57,6 +64,33 @@ async def client_options(declared: Connection, context: Context) -> dict[str, An
     shortest, longest = REQUEST_SECONDS
     request_timeout = min(max(declared.retry_for, shortest), longest)
     return {**options, "request_timeout_ms": round(1000 * request_timeout)}
+
+
+def new_consumer(source: KafkaSourceOptions, options: dict[str, Any]) -> AIOKafkaConsumer:
+    """Return a consumer that is not started yet; ``options`` are those of a client."""
+    # The answer to a request to join comes when all other members have joined.
+    joining_ms = round(source.rebalance_timeout * 1000) + REQUEST_SPARE_MS
+    return AIOKafkaConsumer(
+        **{**options, "request_timeout_ms": max(options["request_timeout_ms"], joining_ms)},
+        group_id=source.group,
+        auto_offset_reset="none",
+        enable_auto_commit=False,
+        isolation_level=source.isolation,
+        group_instance_id=source.group_instance_id,
+        session_timeout_ms=round(source.session_timeout * 1000),
+        heartbeat_interval_ms=round(1000 * _heartbeat_interval(source)),
+        rebalance_timeout_ms=round(source.rebalance_timeout * 1000),
+        max_poll_interval_ms=DAY_MS,
+        fetch_max_bytes=FETCH_BYTES,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+        metadata_max_age_ms=round(source.refresh * 1000) if source.pattern else METADATA_MS,
+    )
+
+
+def _heartbeat_interval(source: KafkaSourceOptions) -> float:
+    """Return how often to show signs of life, which is also how soon one hears of a rebalance."""
+    heard_in_time = source.rebalance_timeout * (1 - DRAIN_FRACTION) / 2
+    return min(source.session_timeout / 3, heard_in_time, HEARTBEAT_SECONDS)
 
 
 @asynccontextmanager

@@ -37,19 +37,17 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 from streamflow.contracts import Context, Fetch, Resume
 from streamflow.errors import ConnectorError
 from streamflow.records import Partition
-from streamflow_connectors.kafka.aiokafka_private import (
-    KafkaClient,
-    client_of,
-    is_member,
-)
+from streamflow_connectors.kafka.aiokafka_private import KafkaClient, client_of, is_member
 from streamflow_connectors.kafka.assignment import Holdings, Listener
 from streamflow_connectors.kafka.commits import Commits
 from streamflow_connectors.kafka.connection import (
+    DRAIN_FRACTION,
     client_options,
     close_consumer,
     connecting,
     describe,
     gave_up,
+    new_consumer,
     reach,
     start,
 )
@@ -61,15 +59,8 @@ from streamflow_connectors.kafka.topics import NewTopics, find_partitions, find_
 logger = logging.getLogger("streamflow.kafka")
 
 POLL_MS = 100  # how soon records that are left out, such as aborted ones, move the position on
-FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
-FETCH_BYTES = 8 * 2**20
 RETRY = 0.1
 CHECK_SECONDS = 1.0
-REQUEST_SPARE_MS = 5000
-METADATA_MS = 300_000  # the driver's own
-HEARTBEAT_SECONDS = 3.0  # at the most
-DAY_MS = 24 * 3600 * 1000  # a slow model is no dead member: heartbeats say whether it lives
-DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes on without a member
 
 
 @asynccontextmanager
@@ -81,24 +72,7 @@ async def open_reader(source: KafkaSourceOptions, context: Context) -> AsyncIter
             needed, or the event loop is not asyncio's.
     """
     options = await client_options(source, context)
-    # The answer to a request to join comes when all other members have joined.
-    joining_ms = round(source.rebalance_timeout * 1000) + REQUEST_SPARE_MS
-    options["request_timeout_ms"] = max(options["request_timeout_ms"], joining_ms)
-    consumer = AIOKafkaConsumer(
-        **options,
-        group_id=source.group,
-        auto_offset_reset="none",
-        enable_auto_commit=False,
-        isolation_level=source.isolation,
-        group_instance_id=source.group_instance_id,
-        session_timeout_ms=round(source.session_timeout * 1000),
-        heartbeat_interval_ms=round(1000 * _heartbeat_interval(source)),
-        rebalance_timeout_ms=round(source.rebalance_timeout * 1000),
-        max_poll_interval_ms=DAY_MS,
-        fetch_max_bytes=FETCH_BYTES,
-        fetch_max_wait_ms=FETCH_WAIT_MS,
-        metadata_max_age_ms=round(source.refresh * 1000) if source.pattern else METADATA_MS,
-    )
+    consumer = new_consumer(source, options)
     client = await client_of(consumer)
     reader = KafkaReader(consumer, client, source, context)
     try:
@@ -114,12 +88,6 @@ async def open_reader(source: KafkaSourceOptions, context: Context) -> AsyncIter
     finally:
         await reader.aclose()
         await close_consumer(consumer, in_a_hurry=reader.retrying() is not None)
-
-
-def _heartbeat_interval(source: KafkaSourceOptions) -> float:
-    """Return how often to show signs of life, which is also how soon one hears of a rebalance."""
-    heard_in_time = source.rebalance_timeout * (1 - DRAIN_FRACTION) / 2
-    return min(source.session_timeout / 3, heard_in_time, HEARTBEAT_SECONDS)
 
 
 class KafkaReader:

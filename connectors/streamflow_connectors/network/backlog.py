@@ -17,6 +17,7 @@ import anyio
 
 from streamflow.codecs.formats import Codec
 from streamflow.contracts import Context
+from streamflow_connectors.network.loops import beside
 from streamflow_connectors.network.reading import Item, ItemReader
 from streamflow_connectors.network.retries import Retries
 
@@ -115,9 +116,6 @@ class BacklogReader(ItemReader):
     async def _wait(self) -> None:
         await self.backlog.wait()
 
-    def _has_more(self) -> bool:
-        return len(self.backlog) > 0
-
 
 @asynccontextmanager
 async def pumping(
@@ -132,13 +130,5 @@ async def pumping(
         except Exception as error:  # whatever it is, the run has to hear of it
             backlog.end(error)
 
-    failure = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        try:
-            yield
-        except Exception as error:  # the task group would wrap it
-            failure = error
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with beside(run):
+        yield

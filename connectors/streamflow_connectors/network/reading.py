@@ -74,13 +74,17 @@ class ItemReader:
         await anyio.lowlevel.checkpoint()
         if self._silent_since is None:
             self._silent_since = anyio.current_time()
+        is_late = False
         while not self._has_ended:
             if items := self._take():
                 self._silent_since = None
                 return self._fetch(items)
+            if is_late:
+                self._has_ended = True
+                break
             with anyio.CancelScope(deadline=self._silent_since + self._end_after) as scope:
                 await self._wait()
-            self._has_ended = scope.cancelled_caught and not self._has_more()
+            is_late = scope.cancelled_caught
         raise anyio.EndOfStream
 
     async def commit(self, positions: Mapping[Partition, int]) -> None:
@@ -96,10 +100,6 @@ class ItemReader:
 
     async def _wait(self) -> None:
         """Wait until there may be an item."""
-        raise NotImplementedError
-
-    def _has_more(self) -> bool:
-        """Whether there may be an item now."""
         raise NotImplementedError
 
     def _fetch(self, items: Sequence[Item]) -> Fetch:

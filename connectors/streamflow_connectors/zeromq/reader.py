@@ -13,7 +13,7 @@ from streamflow_connectors.network.reading import Item, ItemReader
 from streamflow_connectors.zeromq.frames import read_message
 from streamflow_connectors.zeromq.gaps import Senders
 from streamflow_connectors.zeromq.options import ZeroMqSourceOptions
-from streamflow_connectors.zeromq.sockets import BURST, has_event, opened_socket, wait_for
+from streamflow_connectors.zeromq.sockets import BURST, opened_socket, wait_for
 
 MOST_BYTES: Final = 2**20
 """Of one batch, unless a single message is larger."""
@@ -78,9 +78,6 @@ class ZeroMqReader(ItemReader):
 
     async def _wait(self) -> None:
         await wait_for(self._socket, zmq.POLLIN)
-
-    def _has_more(self) -> bool:
-        return has_event(self._socket, zmq.POLLIN)
 
     def _item(self, frames: Sequence[bytes]) -> Item:
         item = read_message(frames, has_topic=self._has_topic)
