@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,7 +34,9 @@ def require_asyncio(context: Context, driver: str) -> None:
 
 
 @asynccontextmanager
-async def beside(work: Callable[..., Awaitable[None]], *arguments: Any) -> AsyncIterator[None]:
+async def beside(
+    work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+) -> AsyncIterator[None]:
     """Run ``work`` in a task while the block runs, and cancel it at the end.
 
     Raises:
