@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal
 
 import anyio
 import anyio.lowlevel
@@ -27,9 +27,9 @@ from streamflow.records import (
     estimate_bytes,
     to_columns,
 )
+from streamflow_connectors.network.loops import beside
+from streamflow_connectors.network.reading import if_any
 from streamflow_connectors.replay import AS_FAST_AS_POSSIBLE, PacedReader, PaceField
-
-_Item = TypeVar("_Item")
 
 MOST_RECORDS: Final = 1000
 """Of one batch."""
@@ -100,16 +100,8 @@ class MemorySource(Source):
             if self.records is None:
                 yield reader
                 return
-            failure = None
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(reader.pump, self.records)
-                try:
-                    yield self._paced(reader, context)
-                except Exception as error:  # the task group would wrap it
-                    failure = error
-                tasks.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+            async with beside(reader.pump, self.records):
+                yield self._paced(reader, context)
         finally:
             reader.close()
 
@@ -357,9 +349,9 @@ def make_batch(items: list[Any], partition: Partition, start: int) -> Batch:
     records = [item if isinstance(item, Record) else Record(item) for item in items]
     return replace(
         _bare_batch([record.value for record in records], partition, start),
-        keys=_column([record.key for record in records], None),
-        timestamps_ms=_column([record.timestamp_ms for record in records], None),
-        headers=_column([record.headers for record in records], ()),
+        keys=if_any([record.key for record in records], None),
+        timestamps_ms=if_any([record.timestamp_ms for record in records], None),
+        headers=if_any([record.headers for record in records], ()),
     )
 
 
@@ -368,11 +360,6 @@ def _bare_batch(rows: list[Any], partition: Partition, start: int) -> Batch:
     offsets = range(start, start + len(rows))
     size_bytes = _estimate_size(values)
     return Batch(values, [partition] * len(rows), offsets, size_bytes=size_bytes)
-
-
-def _column(entries: list[_Item], absent: object) -> list[_Item] | None:
-    """Return a column, ``None`` if no entry of it is there."""
-    return None if all(entry == absent for entry in entries) else entries
 
 
 def _estimate_size(values: Values) -> int:

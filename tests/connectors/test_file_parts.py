@@ -12,10 +12,12 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 from anyio import to_thread
+from anyio.to_thread import current_default_thread_limiter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from streamflow import Graph, GraphError
 from streamflow.contracts import Context, Publishing, Resume, Writer
@@ -331,24 +333,36 @@ async def test_few_files_are_open_at_once(tmp_path: Path) -> None:
 
 
 async def with_a_clock(run: Any) -> None:
-    options = {"clock": MockClock(autojump_threshold=0.01)}
+    """Run with a clock that stands still but when `let_pass` moves it on."""
+    options = {"clock": MockClock()}
     await to_thread.run_sync(partial(anyio.run, run, backend="trio", backend_options=options))
+
+
+async def let_pass(seconds: float) -> None:
+    """Let time pass, and wait until all is done that is due by then, in threads as well."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, MockClock)
+    clock.jump(seconds)
+    await wait_all_tasks_blocked()
+    while current_default_thread_limiter().borrowed_tokens:
+        await anyio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
 
 
 async def test_files_are_finished_when_it_is_time(tmp_path: Path) -> None:
     async def run() -> None:
         sink = FileSink(path="r.jsonl", rotate={"every": "1h"}, atomic=True)
         async with sink.open(Context("sink", tmp_path)) as writer:
-            await anyio.sleep(5000)  # time counts from the first record on
+            await let_pass(5000)  # time counts from the first record on
             await writer.write(make_batch([1]))
-            await anyio.sleep(3500)
+            await let_pass(3500)
             await writer.write(make_batch([2]))
             assert contents(tmp_path) == {"r-000001.jsonl.part": [1, 2]}
-            await anyio.sleep(200)  # in silence
+            await let_pass(200)  # in silence
             assert contents(tmp_path) == {"r-000001.jsonl": [1, 2]}
-            await anyio.sleep(10_000)
+            await let_pass(10_000)
             await writer.write(make_batch([3]))
-            await anyio.sleep(10_000)
+            await let_pass(10_000)
             assert contents(tmp_path) == {"r-000001.jsonl": [1, 2], "r-000002.jsonl": [3]}
 
     await with_a_clock(run)
@@ -360,14 +374,14 @@ async def test_a_file_keeps_its_age_over_a_restart(tmp_path: Path) -> None:
         context = Context("sink", tmp_path, is_checkpointed=True)
         async with sink.open(context) as writer:
             await writer.write(make_batch([1]))
-            await anyio.sleep(3000)
+            await let_pass(3000)
             mark = await writer.mark()
-        await anyio.sleep(50_000)
+        await let_pass(50_000)
         context = Context("sink", tmp_path, is_checkpointed=True, resume=Resume(mark=mark))
         async with sink.open(context) as writer:
-            await anyio.sleep(500)
+            await let_pass(500)
             await writer.write(make_batch([2]))
-            await anyio.sleep(200)
+            await let_pass(200)
             await writer.write(make_batch([3]))
         assert contents(tmp_path) == {"r-000001.jsonl": [1, 2], "r-000002.jsonl": [3]}
 
@@ -380,7 +394,7 @@ async def test_a_file_that_cannot_be_finished_is_told(tmp_path: Path) -> None:
         async with sink.open(Context("sink", tmp_path)) as writer:
             await writer.write(make_batch([1]))
             (tmp_path / "o/r-000001.jsonl").mkdir()  # in its place
-            await anyio.sleep(100)
+            await let_pass(100)
             await writer.write(make_batch([2]))
 
     with pytest.raises(ConnectorError, match=r"sink: expected to write o/r\.jsonl, found Is a dir"):

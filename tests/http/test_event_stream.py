@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow_connectors.http.event_stream import Event, EventParser
+from streamflow_connectors.http.event_stream import EventParser, ServerEvent
 
 LIMIT = 1000
 # The examples of the standard, and what it says of each.
@@ -19,15 +19,15 @@ STREAM = (
     b"event: nothing\n\nid: 7\n\nretry: 2500\nretry: x\ndata: last\n\ndata: cut"
 )
 EVENTS = [
-    Event(b"YHOO\n+2\n10", "message", ""),
-    Event(b"73857293", "add", ""),
-    Event(b"", "message", ""),
-    Event(b"\n", "message", ""),
-    Event(b"test", "message", ""),
-    Event(b" two", "message", ""),
-    Event(b"first event", "message", "1"),
-    Event(b"second event", "message", ""),
-    Event(b"last", "message", "7"),
+    ServerEvent(b"YHOO\n+2\n10", "message", ""),
+    ServerEvent(b"73857293", "add", ""),
+    ServerEvent(b"", "message", ""),
+    ServerEvent(b"\n", "message", ""),
+    ServerEvent(b"test", "message", ""),
+    ServerEvent(b" two", "message", ""),
+    ServerEvent(b"first event", "message", "1"),
+    ServerEvent(b"second event", "message", ""),
+    ServerEvent(b"last", "message", "7"),
 ]
 
 
@@ -35,7 +35,7 @@ EVENTS = [
 def test_events_are_the_same_however_the_bytes_come(cuts: list[int], has_mark: bool) -> None:
     stream = (b"\xef\xbb\xbf" if has_mark else b"") + STREAM
     parser = EventParser("", LIMIT)
-    events: list[Event] = []
+    events: list[ServerEvent] = []
     bounds = [0, *sorted(cuts), len(stream)]
     for start, end in itertools.pairwise(bounds):
         events += parser.feed(stream[start:end])
@@ -44,8 +44,10 @@ def test_events_are_the_same_however_the_bytes_come(cuts: list[int], has_mark: b
 
 
 def test_the_last_id_is_that_of_the_connection_before() -> None:
-    assert EventParser("5", LIMIT).feed(b"data: x\n\n") == [Event(b"x", "message", "5")]
-    assert EventParser("5", LIMIT).feed(b"id: \0\ndata: x\n\n") == [Event(b"x", "message", "5")]
+    assert EventParser("5", LIMIT).feed(b"data: x\n\n") == [ServerEvent(b"x", "message", "5")]
+    assert EventParser("5", LIMIT).feed(b"id: \0\ndata: x\n\n") == [
+        ServerEvent(b"x", "message", "5")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ async def test_a_fault_is_of_the_partition_it_happens_in_and_ends_with_it() -> N
 async def test_a_fault_that_nobody_renews_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     faults = Faults()
     faults.fail(("FindCoordinator",), "no connection", since=anyio.current_time() - 5)
-    monkeypatch.setattr("streamflow_connectors.kafka.faults.PASSED_SECONDS", -1.0)
+    monkeypatch.setattr("streamflow_connectors.kafka.faults.PASSED", -1.0)
     assert faults.retrying() is None
     assert faults.seconds == 0
 
@@ -306,7 +306,7 @@ async def test_what_the_driver_gives_up_on_in_time_is_tried_again(
     broker: EmbeddedKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamflow_connectors.kafka.connection.REQUEST_SECONDS", (1.0, 1.0))
-    monkeypatch.setattr("streamflow_connectors.kafka.reader.REQUEST_SPARE_MS", 0)
+    monkeypatch.setattr("streamflow_connectors.kafka.connection.REQUEST_SPARE_MS", 0)
     options = {"retry_for": FOR_EVER, "rebalance_timeout": 0.1, "if_lost": "earliest"}
     async with reading(broker.address, **options) as reader:
         broker.fail_requests(LIST_OFFSETS, *[NOT_LEADER] * PLENTY)

@@ -123,7 +123,7 @@ async def test_what_a_subscriber_has_no_room_for_is_counted(folder: Path) -> Non
         while not reader.report()["records lost"]:
             received += len(await receive_records(reader, 1))
             await writer.write(make_batch(["last"]))
-        sent = writer._number
+        sent = writer._num_sent
         assert 0 < reader.report()["records lost"] < sent
         assert reader.report()["records lost"] + received <= sent
 

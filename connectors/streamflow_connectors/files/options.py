@@ -66,7 +66,7 @@ class FileOptions(Declaration):
         """Return what the file needs beyond the package itself, as `Node.requires` does."""
         return requires(self.path) | (REQUIRES if self.is_parquet else {})
 
-    def extra_problems(self) -> Iterator[Problem]:
+    def deep_problems(self, folder: Path) -> Iterator[Problem]:
         """Yield the packages that the file lacks."""
         for message in missing_packages(self.extra_requires()):
             yield Problem(("path",), message)

@@ -25,7 +25,7 @@ _GZIP: Final = 31
 _ZSTD: Final = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 
-class _Packed(Protocol):
+class _PackedMember(Protocol):
     """A member that is being unpacked."""
 
     @property
@@ -37,7 +37,7 @@ class _Packed(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-class _Growing(Protocol):
+class _GrowingMember(Protocol):
     """A member that is being packed."""
 
     def compress(self, data: bytes, /) -> bytes: ...
@@ -56,8 +56,8 @@ class Packing:
         padding: What may stand between two members.
     """
 
-    begin_packed: Callable[[], _Packed] = field(repr=False)
-    begin_growing: Callable[[], _Growing] = field(repr=False)
+    begin_packed: Callable[[], _PackedMember] = field(repr=False)
+    begin_growing: Callable[[], _GrowingMember] = field(repr=False)
     to_flush: int
     to_end: int
     padding: bytes = b""
@@ -89,7 +89,7 @@ def without_packing(path: str) -> str:
 
 
 def _gzip() -> Packing:
-    def begin_growing() -> _Growing:
+    def begin_growing() -> _GrowingMember:
         return zlib.compressobj(wbits=_GZIP)
 
     return Packing(_Inflating, begin_growing, zlib.Z_SYNC_FLUSH, zlib.Z_FINISH, b"\0")
@@ -101,8 +101,8 @@ def _zstd() -> Packing:
     options = {module.CompressionParameter.checksum_flag: 1}
     growing = module.ZstdCompressor
 
-    def begin_growing() -> _Growing:
-        made: _Growing = growing(options=options)
+    def begin_growing() -> _GrowingMember:
+        made: _GrowingMember = growing(options=options)
         return made
 
     return Packing(module.ZstdDecompressor, begin_growing, growing.FLUSH_BLOCK, growing.FLUSH_FRAME)
@@ -139,7 +139,7 @@ class Unpacker:
 
     def __init__(self, packing: Packing) -> None:
         self._packing = packing
-        self._member: _Packed | None = None
+        self._member: _PackedMember | None = None
         self._packed = b""
         self._has_more = False
 

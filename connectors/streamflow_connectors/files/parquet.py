@@ -33,7 +33,11 @@ class ParquetFormat(Format):
     )
 
     def codec(self) -> Codec:
-        """Raise ValueError: a record alone has no columns."""
+        """Refuse.
+
+        Raises:
+            ValueError: A record alone has no columns.
+        """
         message = (
             "expected a format of single records, found parquet, which is one of whole files; "
             "choose another"
@@ -41,6 +45,10 @@ class ParquetFormat(Format):
         raise ValueError(message)
 
     def splitter(self) -> Splitter:
-        """Raise ValueError: a file is no run of records."""
+        """Refuse.
+
+        Raises:
+            ValueError: A file is no run of records.
+        """
         message = "expected a format of records that follow one another, found parquet"
         raise ValueError(message)

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from os.path import normpath
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import anyio
@@ -23,9 +22,9 @@ from streamflow_connectors.files.options import FileOptions
 from streamflow_connectors.files.parquet import ParquetFormat
 from streamflow_connectors.files.source import FileSource
 from streamflow_connectors.files.writing.encoding import cannot_write
-from streamflow_connectors.files.writing.layout import Layout
-from streamflow_connectors.files.writing.part import Kind, Lines
-from streamflow_connectors.files.writing.parts import Parts
+from streamflow_connectors.files.writing.layout import FileLayout
+from streamflow_connectors.files.writing.part import Lines
+from streamflow_connectors.files.writing.parts import Kind, Parts
 from streamflow_connectors.files.writing.parts_writer import PartsWriter, opened_parts
 from streamflow_connectors.files.writing.writer import FileWriter, open_writer
 
@@ -92,9 +91,9 @@ class FileSink(FileOptions, Sink):
         return self
 
     @property
-    def _layout(self) -> Layout:
+    def _layout(self) -> FileLayout:
         is_whole = self.is_parquet  # none of its files can be read before it is, nor go on later
-        return Layout(
+        return FileLayout(
             self.path,
             is_numbered=self.rotate is not None or is_whole,
             partition_by=self.partition_by,
@@ -115,10 +114,6 @@ class FileSink(FileOptions, Sink):
     def cuts_back(self) -> bool:
         """Whether what follows a checkpoint can be cut off: of files, not of pipes."""
         return self.may_be_file
-
-    def deep_problems(self, folder: Path) -> Iterator[Problem]:
-        """Yield the packages that it lacks."""
-        yield from self.extra_problems()
 
     def delivery_problems(self, graph: Surroundings) -> Iterator[Problem]:
         """Yield the nodes whose file it would write over, and what parquet files would lose."""
@@ -196,9 +191,9 @@ class FileSink(FileOptions, Sink):
     def _kind(self, context: Context) -> Callable[[Any], Kind]:
         declared = self.resolved_format
         if isinstance(declared, ParquetFormat):
-            from streamflow_connectors.files.writing.parquet_writer import Rows
+            from streamflow_connectors.files.writing.parquet_writer import ParquetRows
 
-            return partial(Rows, declared, context)
+            return partial(ParquetRows, declared, context)
         return partial(Lines, declared, context, self.path)
 
     def _writer(self, context: Context) -> FileWriter:

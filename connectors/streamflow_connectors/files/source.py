@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from streamflow_connectors.files.options import FileOptions
 from streamflow_connectors.files.reading.following import FollowingReader
 from streamflow_connectors.files.reading.listing import find_paths
 from streamflow_connectors.files.reading.opened import OpenFile
-from streamflow_connectors.files.reading.reader import FileReader, Opening
+from streamflow_connectors.files.reading.reader import FileReader, OpenedFile
 from streamflow_connectors.files.stamp import Stamp
 from streamflow_connectors.replay import AS_FAST_AS_POSSIBLE, RECORDED, PacedReader, PaceField
 
@@ -128,10 +128,6 @@ class FileSource(FileOptions, Source):
         )
         raise ConnectorError(message)
 
-    def deep_problems(self, folder: Path) -> Iterator[Problem]:
-        """Yield the packages that it lacks."""
-        yield from self.extra_problems()
-
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[Reader]:
         """Find the files; give a reader that opens one after the other.
@@ -155,7 +151,9 @@ class FileSource(FileOptions, Source):
                 self.path, declared, context, end_after=self.end_after, stamp=stamp
             )
         paths = await to_thread.run_sync(find_paths, self.path, context)
-        opened: Opening = partial(OpenFile, declared=declared, context=context, stamp=stamp)
+        opened: Callable[..., OpenedFile] = partial(
+            OpenFile, declared=declared, context=context, stamp=stamp
+        )
         if self.is_parquet:
             from streamflow_connectors.files.reading.parquet_reader import OpenParquet
 

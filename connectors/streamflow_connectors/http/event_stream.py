@@ -12,7 +12,7 @@ _END: Final = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ServerEvent:
     """An event.
 
     Attributes:
@@ -52,14 +52,16 @@ class EventParser:
     def __repr__(self) -> str:
         return f"<EventParser {len(self._rest)} bytes of a line, {len(self._data)} lines of data>"
 
-    def feed(self, chunk: bytes) -> list[Event]:
+    def feed(self, chunk: bytes) -> list[ServerEvent]:
         """Return the events that are complete with ``chunk``; none once one is too large."""
-        events: list[Event] = []
+        events: list[ServerEvent] = []
         for line in self._lines(chunk):
             if line:
                 self._take(line)
             elif self._data and not self.is_overfull:
-                events.append(Event(b"\n".join(self._data), self._type or "message", self._id))
+                events.append(
+                    ServerEvent(b"\n".join(self._data), self._type or "message", self._id)
+                )
             if not line:
                 self._data, self._size, self._type = [], 0, ""
         self._check(len(self._rest))

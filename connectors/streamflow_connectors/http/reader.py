@@ -16,9 +16,10 @@ import httpx
 from streamflow.codecs.values import dump_json, load_json
 from streamflow.contracts import Context, Reader
 from streamflow.errors import ConnectorError
-from streamflow_connectors.http.event_stream import Event, EventParser
-from streamflow_connectors.http.nodes import HttpSource
-from streamflow_connectors.network.backlog import Backlog, BacklogReader, Item, pumping
+from streamflow_connectors.http.event_stream import EventParser, ServerEvent
+from streamflow_connectors.http.options import HttpSourceOptions
+from streamflow_connectors.network.backlog import Backlog, BacklogReader, pumping
+from streamflow_connectors.network.reading import Item
 from streamflow_connectors.network.retries import Retries
 
 OK: Final = 200
@@ -30,9 +31,13 @@ LONGEST_DELAY: Final = 60.0
 
 
 @asynccontextmanager
-async def open_reader(source: HttpSource, context: Context) -> AsyncIterator[Reader]:
-    """Read the certificates, and ask until the block is left."""
-    retries = Retries(context.name, source.shown, source.retry_for, _why_it_may_pass)
+async def open_reader(source: HttpSourceOptions, context: Context) -> AsyncIterator[Reader]:
+    """Read the certificates, and ask until the block is left.
+
+    Raises:
+        ConnectorError: The certificates cannot be read.
+    """
+    retries = Retries(source, context, _why_it_may_pass)
     reader = BacklogReader(context, source.format.codec(), retries, end_after=source.end_after)
     async with httpx.AsyncClient(
         headers=source.request_headers(),
@@ -53,7 +58,9 @@ async def open_reader(source: HttpSource, context: Context) -> AsyncIterator[Rea
 class _Answers:
     """What the two modes share: requests, and what is wrong with their answers."""
 
-    def __init__(self, source: HttpSource, context: Context, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, source: HttpSourceOptions, context: Context, client: httpx.AsyncClient
+    ) -> None:
         self.has_ended = False
         self._source = source
         self._name = context.name
@@ -119,7 +126,7 @@ class _Events(_Answers):
         message = "the server has ended the stream"
         raise EOFError(message)
 
-    async def _put(self, event: Event, backlog: Backlog) -> None:
+    async def _put(self, event: ServerEvent, backlog: Backlog) -> None:
         if not self._source.events or event.type in self._source.events:
             headers = (("event", event.type.encode()), ("id", event.id.encode()))
             await backlog.put(Item(event.data, headers=headers if event.id else headers[:1]))

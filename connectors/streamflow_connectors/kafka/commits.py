@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import anyio
-from aiokafka import (  # type: ignore[import-untyped]
-    AIOKafkaConsumer,
-    OffsetAndMetadata,
-    TopicPartition,
-)
+from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
     IllegalStateError,
 )
 
 from streamflow.errors import ConnectorError
+from streamflow_connectors.kafka.aiokafka_private import MemberCommits
 from streamflow_connectors.kafka.assignment import Holdings
 from streamflow_connectors.kafka.connection import describe
 from streamflow_connectors.kafka.faults import Faults
@@ -57,7 +53,7 @@ class Commits:
         self._name = name
         self._group = group
         self._is_member = is_member
-        self._assignment: Any = None  # the driver's, of a member
+        self._of_member: MemberCommits | None = None
         self._waiting: dict[TopicPartition, int] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -66,7 +62,7 @@ class Commits:
 
     def begin(self) -> None:
         """Take note of partitions that a member has been assigned."""
-        self._assignment = self._consumer._subscription.subscription.assignment
+        self._of_member = MemberCommits(self._consumer)
 
     async def store(self, positions: Mapping[TopicPartition, int]) -> None:
         """Store positions, in the background from a point where that takes long.
@@ -131,23 +127,14 @@ class Commits:
         )
         return ConnectorError(message)
 
-    async def _commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Store positions, also where the driver would not because topics that match came up.
-
-        Then it has another subscription already, and gives the partitions up a little later.
-        """
-        subscription = self._consumer._subscription.subscription
-        if subscription.assignment is None and self._assignment is not None:
-            offsets = {part: OffsetAndMetadata(positions[part], "") for part in positions}
-            await self._consumer._coordinator.commit_offsets(self._assignment, offsets)
-        else:
-            await self._consumer.commit(positions)
-
     async def _store(self) -> None:
         while self._waiting:
             positions = dict(self._waiting)
             try:
-                await self._commit(positions)
+                if self._of_member is None:
+                    await self._consumer.commit(positions)
+                else:
+                    await self._of_member.store(positions)
             except (CommitFailedError, IllegalStateError):
                 if not self._is_member:
                     raise

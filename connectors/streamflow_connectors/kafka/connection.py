@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from itertools import chain
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
-import stamina
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped]
-from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
-from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaConnectionError, KafkaError  # type: ignore[import-untyped]
 from anyio import to_thread
 
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
-from streamflow_connectors.kafka.faults import LONGEST_WAIT, Faults
-from streamflow_connectors.kafka.options import Connection
+from streamflow_connectors.kafka.aiokafka_private import (
+    KafkaClient,
+    fail_waiting,
+    tasks_of,
+    transaction_error,
+    try_connecting,
+)
+from streamflow_connectors.kafka.faults import Faults
+from streamflow_connectors.kafka.options import Connection, KafkaSourceOptions
 from streamflow_connectors.network.loops import require_asyncio
+from streamflow_connectors.network.retries import attempts
 
 logger = logging.getLogger("streamflow.kafka")
 
@@ -38,15 +43,14 @@ REQUEST_SECONDS = 5.0, 30.0
 HURRY_SECONDS = 1.0
 """How long a client may take to say goodbye to a broker that does not answer."""
 
-JITTER_SECONDS = 0.5
-"""By how much two clients wait differently before they try to connect again."""
-
-COORDINATOR_TASKS = (
-    "_coordination_task",
-    "_heartbeat_task",
-    "_commit_refresh_task",
-    "_reset_committed_task",
-)
+DEFAULT_PORT = 9092
+REQUEST_SPARE_MS = 5000
+FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
+FETCH_BYTES = 8 * 2**20
+METADATA_MS = 300_000  # the driver's own
+HEARTBEAT_SECONDS = 3.0  # at the most
+DAY_MS = 24 * 3600 * 1000  # a slow model is no dead member: heartbeats say whether it lives
+DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes on without a member
 
 
 async def client_options(declared: Connection, context: Context) -> dict[str, Any]:
@@ -60,6 +64,33 @@ async def client_options(declared: Connection, context: Context) -> dict[str, An
     shortest, longest = REQUEST_SECONDS
     request_timeout = min(max(declared.retry_for, shortest), longest)
     return {**options, "request_timeout_ms": round(1000 * request_timeout)}
+
+
+def new_consumer(source: KafkaSourceOptions, options: dict[str, Any]) -> AIOKafkaConsumer:
+    """Return a consumer that is not started yet; ``options`` are those of a client."""
+    # The answer to a request to join comes when all other members have joined.
+    joining_ms = round(source.rebalance_timeout * 1000) + REQUEST_SPARE_MS
+    return AIOKafkaConsumer(
+        **{**options, "request_timeout_ms": max(options["request_timeout_ms"], joining_ms)},
+        group_id=source.group,
+        auto_offset_reset="none",
+        enable_auto_commit=False,
+        isolation_level=source.isolation,
+        group_instance_id=source.group_instance_id,
+        session_timeout_ms=round(source.session_timeout * 1000),
+        heartbeat_interval_ms=round(1000 * _heartbeat_interval(source)),
+        rebalance_timeout_ms=round(source.rebalance_timeout * 1000),
+        max_poll_interval_ms=DAY_MS,
+        fetch_max_bytes=FETCH_BYTES,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+        metadata_max_age_ms=round(source.refresh * 1000) if source.pattern else METADATA_MS,
+    )
+
+
+def _heartbeat_interval(source: KafkaSourceOptions) -> float:
+    """Return how often to show signs of life, which is also how soon one hears of a rebalance."""
+    heard_in_time = source.rebalance_timeout * (1 - DRAIN_FRACTION) / 2
+    return min(source.session_timeout / 3, heard_in_time, HEARTBEAT_SECONDS)
 
 
 @asynccontextmanager
@@ -100,7 +131,7 @@ async def connecting(
         raise ConnectorError(message) from error
 
 
-async def reach(client: AIOKafkaClient, context: Context, options: dict[str, Any]) -> None:
+async def reach(client: KafkaClient, context: Context, options: dict[str, Any]) -> None:
     """Connect to the first broker that answers; as long as none does, try again.
 
     It goes on for ever: the caller sets a deadline, as `connecting` does.
@@ -108,13 +139,7 @@ async def reach(client: AIOKafkaClient, context: Context, options: dict[str, Any
     Raises:
         ConnectorError: A broker refuses, which trying again would not change.
     """
-    async for attempt in stamina.retry_context(
-        KafkaConnectionError,
-        attempts=None,
-        timeout=None,
-        wait_max=LONGEST_WAIT,
-        wait_jitter=JITTER_SECONDS,
-    ):
+    async for attempt in attempts(KafkaConnectionError):
         with attempt:
             try:
                 await start(client.bootstrap())
@@ -148,15 +173,15 @@ def _tell(context: Context, options: dict[str, Any], found: Exception) -> None:
 
 async def _refusal(options: dict[str, Any]) -> Exception | None:
     """Return why no broker lets us in, which the driver only logs; None if one does."""
+    security = {name: options[name] for name in options if name != "bootstrap_servers"}
     found: Exception | None = None
-    for host, port, _ in collect_hosts(options["bootstrap_servers"]):
-        security = {name: options[name] for name in options if name != "bootstrap_servers"}
+    for server in options["bootstrap_servers"].split(","):
+        address = urlsplit(f"//{server.strip()}")
         try:
-            connection = await create_conn(host, port, **security)
+            await try_connecting(address.hostname or "", address.port or DEFAULT_PORT, **security)
         except (OSError, KafkaError) as error:
             found = error
         else:
-            await connection.close()
             return None
     return found
 
@@ -189,51 +214,27 @@ def gave_up(declared: Connection, context: Context, faults: Faults) -> Connector
 
 async def close_consumer(consumer: AIOKafkaConsumer, *, in_a_hurry: bool = False) -> None:
     """Leave the group and disconnect; leaves no task behind, whatever the broker does."""
-
-    def parts() -> list[asyncio.Task[Any] | None]:
-        coordinator, fetcher = consumer._coordinator, consumer._fetcher
-        return [
-            *(getattr(coordinator, name, None) for name in COORDINATOR_TASKS),
-            getattr(fetcher, "_fetch_task", None),
-            *getattr(fetcher, "_pending_tasks", ()),
-        ]
-
-    await _close(consumer.stop(), parts, consumer._client, in_a_hurry)
+    await _close(consumer, in_a_hurry)
 
 
 async def close_producer(producer: AIOKafkaProducer, *, in_a_hurry: bool = False) -> None:
     """Disconnect, delivering nothing more; leaves no task behind, whatever the broker does."""
-    sender = producer._sender
-    if sender.sender_task is not None:
-        # Without a transaction it fails by itself; what waits is told here.
-        sender.sender_task.remove_done_callback(sender._fail_all)
-    accumulator = producer._message_accumulator
-    accumulator.fail_all(ConnectorError("closed"))
-    for batch in [*chain(*accumulator._batches.values()), *accumulator._pending_batches]:
-        for future in (batch.future, batch._drain_waiter):
-            if future.done():
-                future.exception()  # else asyncio logs that nobody looked
-    await _close(producer.stop(), lambda: [sender.sender_task], producer.client, in_a_hurry)
-    ending = producer._txn_manager.wait_for_transaction_end()
-    if ending is not None and ending.done():
-        ending.exception()  # likewise
+    fail_waiting(producer, ConnectorError("closed"))
+    await _close(producer, in_a_hurry)
+    transaction_error(producer)  # else asyncio logs that nobody looked
 
 
-async def _close(
-    stop: Coroutine[Any, Any, None],
-    parts: Callable[[], list[asyncio.Task[Any] | None]],
-    client: AIOKafkaClient,
-    in_a_hurry: bool,
-) -> None:
-    """Let a client stop within a deadline, then cancel its parts that are still running.
+async def _close(owner: AIOKafkaConsumer | AIOKafkaProducer, in_a_hurry: bool) -> None:
+    """Let a client stop within a deadline, then cancel its tasks that are still running.
 
     The driver's own stop ends half-way if a background task of it is cancelled at the wrong
     moment, or waits for a broker that has gone; hence a task of its own.
     """
+    client = KafkaClient(owner)
     with anyio.CancelScope(shield=True):
-        await _within(HURRY_SECONDS if in_a_hurry else CLOSE_SECONDS, stop)
-        await _within(GRACE_SECONDS, client.close())  # ends the requests that parts wait for
-        await _cancel(parts())
+        await _within(HURRY_SECONDS if in_a_hurry else CLOSE_SECONDS, owner.stop())
+        await _within(GRACE_SECONDS, client.close())  # ends the requests that tasks wait for
+        await _cancel(tasks_of(owner))
         await _within(GRACE_SECONDS, client.close())  # what they have connected meanwhile
 
 
@@ -259,8 +260,8 @@ async def _within(seconds: float, coroutine: Coroutine[Any, Any, None]) -> None:
     await _cancel([task])
 
 
-async def _cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
-    found = [task for task in tasks if task is not None]
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    found = list(tasks)
     for task in found:
         task.cancel()
     await asyncio.gather(*found, return_exceptions=True)

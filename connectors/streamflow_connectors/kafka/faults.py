@@ -25,18 +25,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
     KafkaError,
     KafkaTimeoutError,
     NodeNotReadyError,
     for_code,
 )
-from aiokafka.protocol.types import Array, Schema  # type: ignore[import-untyped]
 
-FIRST_WAIT = 0.1
-LONGEST_WAIT = 2.0
-PASSED_SECONDS = 10.0  # after which a fault that is not renewed has passed
+from streamflow_connectors.kafka.aiokafka_private import (
+    KafkaClient,
+    Send,
+    api_of,
+    code_of,
+    codes_by_partition,
+    codes_of,
+    partitions_of,
+)
+from streamflow_connectors.network.retries import FIRST_WAIT, LONGEST_WAIT, PASSED, told
 
 ORDINARY = {0, 1, 27, 51, 79}
 """Codes that are no faults: the position is lost (which is asked about), the group rebalances, the
@@ -70,7 +75,7 @@ Key = tuple[Any, ...]
 
 
 @dataclass
-class Fault:
+class RequestFault:
     """Something that fails.
 
     Attributes:
@@ -97,30 +102,28 @@ class Faults:
 
     def __init__(self) -> None:
         self.num_failed = 0
-        self._faults: dict[Key, Fault] = {}
+        self._faults: dict[Key, RequestFault] = {}
         self._under_way: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Faults {self.retrying() or 'none'}>"
 
-    def watch(self, client: AIOKafkaClient) -> None:
+    def watch(self, client: KafkaClient) -> None:
         """Have all the client sends go through here."""
-        send = client.send
+        client.watch(self._watched)
 
-        async def watched(node_id: Any, request: Any, **options: Any) -> Any:
-            api = _api(request)
-            self._under_way[api] += 1
-            try:
-                return await self._send(api, send(node_id, request, **options), request)
-            finally:
-                self._under_way[api] -= 1
+    async def _watched(self, request: Any, send: Send) -> Any:
+        api = api_of(request)
+        self._under_way[api] += 1
+        try:
+            return await self._send(api, request, send)
+        finally:
+            self._under_way[api] -= 1
 
-        client.send = watched
-
-    async def _send(self, api: str, sending: Any, request: Any) -> Any:
+    async def _send(self, api: str, request: Any, send: Send) -> Any:
         began = time.monotonic()
         try:
-            response = await sending
+            response = await send()
         except KafkaError as error:
             reason = "no connection" if isinstance(error, NodeNotReadyError) else _name(error)
             for key in _keys(api, request):
@@ -147,7 +150,7 @@ class Faults:
         fault = self._faults.get(key)
         if fault is None or not self._is_current(fault):
             began = now if since is None else since
-            fault = self._faults[key] = Fault(key[0], began, now, reason)
+            fault = self._faults[key] = RequestFault(key[0], began, now, reason)
         fault.last, fault.reason = now, reason
         fault.count += 1
         self.num_failed += 1
@@ -162,11 +165,11 @@ class Faults:
         longest = min(FIRST_WAIT * 2.0 ** min(count - 1, 10), LONGEST_WAIT)
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))
 
-    def _is_current(self, fault: Fault) -> bool:
-        is_recent = fault.last > time.monotonic() - PASSED_SECONDS
+    def _is_current(self, fault: RequestFault) -> bool:
+        is_recent = fault.last > time.monotonic() - PASSED
         return is_recent or self._under_way[fault.api] > 0
 
-    def _longest(self) -> Fault | None:
+    def _longest(self) -> RequestFault | None:
         """Return the fault that has lasted longest."""
         current = filter(self._is_current, self._faults.values())
         return min(current, key=lambda fault: fault.since, default=None)
@@ -180,10 +183,7 @@ class Faults:
     def retrying(self) -> str | None:
         """Return what is being tried again, for how long, and why; None if all is well."""
         fault = self._longest()
-        if fault is None:
-            return None
-        seconds = time.monotonic() - fault.since
-        return f"retrying {fault.api} for {seconds:.0f} s: {fault.reason}"
+        return told(fault.api, fault.since, fault.reason) if fault else None
 
 
 def is_passing(error: KafkaError) -> bool:
@@ -199,17 +199,11 @@ def _raise_unknown(api: str, response: Any) -> None:
             without positions.
         NodeNotReadyError: An error that passes, which the driver would give up on.
     """
-    codes = set(_all_codes(response)) & (PASSING | PASSING_IN.get(api, set()))
+    codes = set(codes_of(response)) & (PASSING | PASSING_IN.get(api, set()))
     if unknown := codes - KNOWN_IN.get(api, KNOWN):
         raise NodeNotReadyError(", ".join(map(_reason, unknown)))
-    if api == "OffsetFetch" and (code := response.__dict__.get("error_code")):
+    if api == "OffsetFetch" and (code := code_of(response)):
         raise KafkaError(_reason(code))
-
-
-def _api(request: Any) -> str:
-    """Return the protocol's name of a kind of request, which the driver shortens in one case."""
-    name = type(request).__name__.removesuffix("Request")
-    return "ListOffsets" if name == "Offset" else name
 
 
 def _reason(code: int) -> str:
@@ -222,32 +216,15 @@ def _name(error: KafkaError) -> str:
 
 def _keys(api: str, request: Any) -> list[Key]:
     """Return what fails where a request gets no answer."""
-    if api not in PER_PARTITION:
-        return [(api,)]
-    return [(api, topic, entry[0]) for topic, entries in request._topics for entry in entries]
+    parts = partitions_of(request) if api in PER_PARTITION else []
+    return [(api, *part) for part in parts] or [(api,)]
 
 
 def _outcomes(api: str, response: Any) -> Iterator[tuple[Key, int]]:
     """Yield the codes of an answer: of each partition, or the first one that is a fault."""
-    if api in PER_PARTITION and not response.__dict__.get("error_code"):
+    is_parted = api in PER_PARTITION and not code_of(response)
+    if is_parted and (parts := codes_by_partition(response)):
         yield (api,), 0
-        for topic, entries in response.topics:
-            for entry in entries:
-                yield (api, topic, entry[0]), entry[1]
+        yield from (((api, topic, number), code) for topic, number, code in parts)
         return
-    yield (api,), next((code for code in _all_codes(response) if code not in ORDINARY), 0)
-
-
-def _all_codes(response: Any) -> Iterator[int]:
-    """Yield all error codes in an answer."""
-    schema = response.SCHEMA
-    yield from _codes(schema, [getattr(response, name) for name in schema.names])
-
-
-def _codes(schema: Schema, values: Iterable[Any]) -> Iterator[int]:
-    for name, field, value in zip(schema.names, schema.fields, values, strict=True):
-        if name == "error_code":
-            yield value
-        elif isinstance(field, Array) and isinstance(field.array_of, Schema):
-            for entry in value or ():
-                yield from _codes(field.array_of, entry)
+    yield (api,), next((code for code in codes_of(response) if code not in ORDINARY), 0)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeAlias
 
-from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
-from aiokafka.producer.message_accumulator import BatchBuilder  # type: ignore[import-untyped]
+from streamflow_connectors.kafka.aiokafka_private import partitioner
+
+BatchBuilder: TypeAlias = Any
+"""What the driver's `create_batch` returns."""
 
 REMEMBERED_KEYS = 2**16  # whose partition is not computed again
 
@@ -29,35 +32,34 @@ class Topic:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.lanes: list[Lane] = []
+        self.lanes: list[TopicLane] = []
         self._turn = 0
         self._partition_of: Callable[[bytes], int] = len
 
-    def grow(self, count: int) -> list[Lane]:
+    def grow(self, count: int) -> list[TopicLane]:
         """Take note of so many partitions, of which there may be more now; return new lanes."""
-        new = [Lane(self.name, number) for number in range(len(self.lanes), count)]
+        new = [TopicLane(self.name, number) for number in range(len(self.lanes), count)]
         if new:
             self.lanes += new
 
-            @lru_cache(maxsize=REMEMBERED_KEYS)
-            def partition_of(key: bytes) -> int:
-                return (murmur2(key) & 0x7FFFFFFF) % count  # type: ignore[no-any-return]
-
-            self._partition_of = partition_of
+            choose, numbers = partitioner(), range(count)
+            self._partition_of = lru_cache(maxsize=REMEMBERED_KEYS)(
+                lambda key: choose(key, numbers, numbers)
+            )
         return new
 
     def turn(self) -> None:
         """Let records without a key go to the next partition from here on."""
         self._turn += 1
 
-    def lane(self, key: bytes | None) -> Lane:
+    def lane(self, key: bytes | None) -> TopicLane:
         """Return where a record goes."""
         if key is None:
             return self.lanes[self._turn % len(self.lanes)]
         return self.lanes[self._partition_of(key)]
 
 
-class Lane:
+class TopicLane:
     """The records on their way to one partition, in order.
 
     Attributes:

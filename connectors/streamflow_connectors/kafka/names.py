@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import Final
 
 import anyio
-from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 
 from streamflow.contracts import Context
+from streamflow_connectors.kafka.aiokafka_private import KafkaClient
 from streamflow_connectors.kafka.connection import gave_up
 from streamflow_connectors.kafka.faults import Faults
-from streamflow_connectors.kafka.nodes import KafkaSink
+from streamflow_connectors.kafka.options import KafkaSinkOptions
 
 APPEAR_SECONDS: Final = 2.0
 """That a topic may take to appear, if the broker creates it."""
@@ -37,7 +37,7 @@ class TopicNames:
     """
 
     def __init__(
-        self, client: AIOKafkaClient, faults: Faults, sink: KafkaSink, context: Context
+        self, client: KafkaClient, faults: Faults, sink: KafkaSinkOptions, context: Context
     ) -> None:
         self._client = client
         self._faults = faults
@@ -69,7 +69,7 @@ class TopicNames:
         return causes
 
     def _absent(self, names: set[str]) -> set[str]:
-        return {name for name in names if not self._client.cluster.partitions_for_topic(name)}
+        return {name for name in names if not self._client.knows(name)}
 
     def _is_refused(self, name: str) -> bool:
         return self._refused.get(name, 0.0) > anyio.current_time()
@@ -77,16 +77,16 @@ class TopicNames:
     async def _wait_for(self, names: set[str]) -> None:
         """Wait for topics; note for some time those that do not appear."""
         deadline = anyio.current_time() + APPEAR_SECONDS
-        self._client._topics.update(names)
+        self._client.ask_about(names)
         while absent := self._absent(names):
-            if not await self._client.force_metadata_update():
+            if not await self._client.update():
                 self._faults.fail(("Metadata",), "no connection")
             elif anyio.current_time() > deadline:
                 break
             if self._faults.seconds > self._sink.retry_for:
                 raise gave_up(self._sink, self._context, self._faults)
             await anyio.sleep(RETRY)
-        self._client._topics.difference_update(absent)
+        self._client.ask_no_longer_about(absent)
         for name in absent:
             self._refuse(name)
 

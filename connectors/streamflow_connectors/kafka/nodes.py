@@ -1,36 +1,23 @@
 """Kafka topics as sources and sinks.
 
-Here are the declarations; what they open lies in `reader` and `writer`, which import
-the driver. The driver, aiokafka, runs on asyncio only.
+Opening one imports the driver, aiokafka, which runs on asyncio only.
 """
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-
-from streamflow.codecs.formats import CsvFormat, Format, FormatField, JsonFormat
+from streamflow.codecs.formats import CsvFormat
 from streamflow.contracts import Codec, Context, Reader, Writer
-from streamflow.errors import Problem, suggestion
+from streamflow.errors import GraphError, Problem
 from streamflow.nodes.declarations import Sink, Source, Surroundings
 from streamflow.nodes.plugins import missing_packages
-from streamflow_connectors.kafka.options import REQUIRES, Connection
-from streamflow_connectors.kafka.start import Start
-from streamflow_connectors.network.routes import FromField
-
-ID_PARTS = ("group", "topic", "node", "partitions", "instance")
-"""What a transactional id may be made of."""
-
-DEFAULT_ID = "streamflow.{group}.{partitions}.{topic}.{node}"
+from streamflow_connectors.kafka.options import KafkaSinkOptions, KafkaSourceOptions
 
 
-class KafkaSource(Connection, Source):
+class KafkaSource(KafkaSourceOptions, Source):
     """Reads topics from where its group stood, or from the start or the end.
 
     In a group without ``partitions``, partitions are shared out among the group's members, and what
@@ -45,113 +32,6 @@ class KafkaSource(Connection, Source):
     bytes. Records without a value (tombstones) are skipped and counted.
     """
 
-    type: Literal["kafka"] = "kafka"
-    requires: ClassVar[dict[str, str]] = REQUIRES
-    incidental: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("stop_at_end", "if_lost", "max_poll_records", "refresh"),
-            *("session_timeout", "rebalance_timeout", "group_instance_id"),
-        }
-    )
-
-    topics: tuple[str, ...] = Field((), description="Topics to read.")
-    pattern: str | None = Field(
-        None,
-        min_length=1,
-        description="Instead of topics: a regular expression, as Python has them, for whole names "
-        "of topics. Those that come up later are read, too, from their beginning.",
-    )
-    refresh: float = Field(
-        10.0, gt=0, description="Seconds after which new topics are looked for, with a pattern."
-    )
-    partitions: tuple[int, ...] | None = Field(
-        None, min_length=1, description="Partitions to read of each topic, whatever others read."
-    )
-    group: str | None = Field(
-        None, min_length=1, description="Consumer group that positions are committed for."
-    )
-    start: Start = Field(
-        "earliest",
-        description="Where to begin while no position has been committed: earliest, latest, or "
-        "the first record of a time, such as 2026-01-31T08:00:00Z or seconds since 1970.",
-    )
-    stop_at_end: bool = Field(
-        False, description="End where the topics end when the run starts, instead of waiting."
-    )
-    format: FormatField = Field(
-        default_factory=JsonFormat, description="How values become bytes and back."
-    )
-    formats: dict[str, FormatField] = Field(
-        default_factory=dict,
-        description="Formats of single topics, by name, in place of format.",
-    )
-    isolation: Literal["read_committed", "read_uncommitted"] = Field(
-        "read_committed", description="Whether to leave out records of aborted transactions."
-    )
-    if_lost: Literal["error", "earliest", "latest"] = Field(
-        "error",
-        description="What to do about a position, committed or of a checkpoint, that the topic no "
-        "longer holds: fail, or go on at its start or end.",
-    )
-    max_poll_records: int = Field(
-        1000, gt=0, description="How many records to take at once at the most."
-    )
-    session_timeout: float = Field(
-        10.0, gt=0, description="Seconds until the group gives up a member that is not heard of."
-    )
-    rebalance_timeout: float = Field(
-        30.0,
-        gt=0,
-        description="Seconds that the members of a group have to finish what they hold before "
-        "their partitions are shared out again.",
-    )
-    group_instance_id: str | None = Field(
-        None,
-        min_length=1,
-        description="Name of this member, another one for each: it keeps its partitions while it "
-        "restarts within the session timeout.",
-    )
-
-    @field_validator("pattern")
-    @classmethod
-    def _check_pattern(cls, pattern: str | None, info: ValidationInfo) -> str | None:
-        topics = info.data.get("topics")
-        if topics is not None and bool(topics) == (pattern is not None):
-            message = (
-                f"expected either topics or a pattern, found {'both' if topics else 'none'}; "
-                f"list the topics, or write a pattern that their names match"
-            )
-            raise ValueError(message)
-        try:
-            _compiled(pattern or "")
-        except re.error as error:
-            message = f"expected a regular expression, found {pattern}: {error}"
-            raise ValueError(message) from None
-        return pattern
-
-    @field_validator("formats")
-    @classmethod
-    def _check_formats(cls, formats: dict[str, Format], info: ValidationInfo) -> dict[str, Format]:
-        topics, pattern = info.data.get("topics"), info.data.get("pattern")
-        for name in formats if topics or pattern else ():
-            if pattern is not None and not _compiled(pattern).fullmatch(name):
-                message = f"expected names that match {pattern}, found {name}; remove it"
-                raise ValueError(message)
-            if topics and name not in topics:
-                cure = suggestion(name, list(topics))
-                message = f"expected names of the topics, found {name}; {cure}"
-                raise ValueError(message)
-        return formats
-
-    @field_validator("group_instance_id")
-    @classmethod
-    def _check_group_instance_id(cls, name: str | None, info: ValidationInfo) -> str | None:
-        is_member = info.data.get("group") is not None and info.data.get("partitions") is None
-        if name is not None and not is_member:
-            message = "expected a group that shares out partitions with it, found none; remove one"
-            raise ValueError(message)
-        return name
-
     @property
     def only_scalars(self) -> bool:
         """Whether no field is an array: cells of csv are single values."""
@@ -164,11 +44,6 @@ class KafkaSource(Connection, Source):
         return self.model_copy(update={"group": None, "group_instance_id": None})
 
     @property
-    def topic_pattern(self) -> re.Pattern[str] | None:
-        """The pattern, whose `re.Pattern.match` takes whole names only."""
-        return None if self.pattern is None else _compiled(self.pattern)
-
-    @property
     def keeps_positions(self) -> bool:
         """Whether a later run goes on where this one has finished."""
         return self.group is not None
@@ -178,18 +53,9 @@ class KafkaSource(Connection, Source):
         """Whether it can go on at the positions of a checkpoint: as long as the topic has them."""
         return True
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether the members of its group share out the partitions."""
-        return self.group is not None and self.partitions is None
-
     def decoder(self, folder: Path, position: Mapping[str, str | int]) -> Codec:
         """Return what decodes again the value that stood at ``position``."""
         return self.codec_of(str(position.get("topic", "")))
-
-    def codec_of(self, topic: str) -> Codec:
-        """Return what decodes the values of a topic."""
-        return self.formats.get(topic, self.format).codec()
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Reader]:
         """Connect, and give a reader until the context is left.
@@ -203,7 +69,7 @@ class KafkaSource(Connection, Source):
         return open_reader(self, context)
 
 
-class KafkaSink(Connection, Sink):
+class KafkaSink(KafkaSinkOptions, Sink):
     """Writes to topics, in order for each key.
 
     A record is written once as long as the run lives; with ``delivery: exactly_once`` also if it is
@@ -215,62 +81,6 @@ class KafkaSink(Connection, Sink):
     are kept. A record is rejected where a field that names its topic or key is missing or of
     another type, or where there is no such topic.
     """
-
-    type: Literal["kafka"] = "kafka"
-    requires: ClassVar[dict[str, str]] = REQUIRES
-
-    topic: Annotated[str, Field(min_length=1)] | FromField = Field(
-        description="Topic to write to; {field: name} for the one that a field of each record "
-        "names."
-    )
-    key: FromField | None = Field(
-        None,
-        description="{field: name} for the field whose text, bytes or integer becomes the key, "
-        "in place of the key of the record.",
-    )
-    format: FormatField = Field(
-        default_factory=JsonFormat, description="How values become bytes and back."
-    )
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
-        "none", description="How to compress batches; all but gzip need another package."
-    )
-    max_request_size: int = Field(
-        1_000_000, gt=0, description="Bytes a record may have; larger ones are rejected."
-    )
-    delivery: Literal["at_least_once", "exactly_once"] = Field(
-        "at_least_once",
-        description="Whether outputs may come twice after a crash. exactly_once takes a single "
-        "source, of the same cluster, with partitions and a group.",
-    )
-    transactional_id: str | None = Field(
-        None,
-        min_length=1,
-        description="Name that fences off an earlier instance, with exactly_once: the same in "
-        "every run, another one in each instance. May hold {group}, {topic}, {node}, {partitions} "
-        "and {instance}, the name of the host; by default made of all but the last.",
-    )
-
-    @field_validator("transactional_id")
-    @classmethod
-    def _check_transactional_id(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name is not None and info.data.get("delivery") == "at_least_once":
-            message = "expected it with delivery: exactly_once, found at_least_once; remove one"
-            raise ValueError(message)
-        try:
-            (name or "").format_map(dict.fromkeys(ID_PARTS, ""))
-        except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
-            message = (
-                f"expected only {', '.join(map('{{{}}}'.format, ID_PARTS))} in braces, "
-                f"found {error}; write other braces twice"
-            )
-            raise ValueError(message) from None
-        return name
-
-    def compression_requires(self) -> dict[str, str]:
-        """Return what the compression needs beyond aiokafka, as `requires` does."""
-        if self.compression in ("none", "gzip"):
-            return {}
-        return {"cramjam": f"aiokafka[{self.compression}]"}
 
     def deep_problems(self, folder: Path) -> Iterator[Problem]:
         """Yield the package that the compression lacks."""
@@ -312,7 +122,7 @@ class KafkaSink(Connection, Sink):
                 f"a source that names its partitions, found that {names} lets its group share them "
                 f"out; add partitions: [0] to it, and run an instance for each share"
             )
-        if not _hosts(self) & _hosts(source):
+        if not {*self.addresses} & {*source.addresses}:
             yield (
                 f"source and sink on the same cluster, found {source.bootstrap_servers} and "
                 f"{self.bootstrap_servers}; give both the same bootstrap_servers"
@@ -339,18 +149,6 @@ class KafkaSink(Connection, Sink):
                 "found none; add checkpoint to the graph, or use at_least_once"
             )
 
-    def transactional_id_for(self, source: KafkaSource, node: str) -> str:
-        """Return the name of this instance that fences off an earlier one."""
-        numbers = "-".join(map(str, sorted(source.partitions or ())))
-        parts = {
-            "group": source.group,
-            "topic": self.topic if isinstance(self.topic, str) else self.topic.field,
-            "node": node,
-            "partitions": ".".join([*sorted(source.topics), numbers]),
-            "instance": socket.gethostname(),
-        }
-        return (self.transactional_id or DEFAULT_ID).format_map(parts)
-
     def adding(self) -> KafkaSink:
         """Return the sink as one that writes whatever comes, also what it may have written."""
         return self.model_copy(update={"delivery": "at_least_once"})
@@ -365,17 +163,12 @@ class KafkaSink(Connection, Sink):
             GraphError: The graph cannot be written exactly once, which is asked for.
         """
         if self.delivery == "exactly_once":
+            around = Surroundings(context.sources, {context.name: self})
+            if problems := list(self.delivery_problems(around)):
+                raise GraphError(problems, subject=context.name)
             from streamflow_connectors.kafka.transactions import open_exactly_once  # the driver
 
             return open_exactly_once(self, context)
         from streamflow_connectors.kafka.writer import open_writer  # likewise
 
         return open_writer(self, context)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:{pattern})\Z")
-
-
-def _hosts(connection: Connection) -> set[str]:
-    return {host.strip() for host in connection.bootstrap_servers.split(",")}

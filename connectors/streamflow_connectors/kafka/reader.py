@@ -37,93 +37,78 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 from streamflow.contracts import Context, Fetch, Resume
 from streamflow.errors import ConnectorError
 from streamflow.records import Partition
+from streamflow_connectors.kafka.aiokafka_private import KafkaClient, client_of, is_member
 from streamflow_connectors.kafka.assignment import Holdings, Listener
 from streamflow_connectors.kafka.commits import Commits
 from streamflow_connectors.kafka.connection import (
+    DRAIN_FRACTION,
     client_options,
     close_consumer,
     connecting,
     describe,
     gave_up,
+    new_consumer,
     reach,
     start,
 )
 from streamflow_connectors.kafka.faults import Faults, is_passing
-from streamflow_connectors.kafka.nodes import KafkaSource
+from streamflow_connectors.kafka.options import KafkaSourceOptions
 from streamflow_connectors.kafka.records import Decoder, by_driver, topic_partition
 from streamflow_connectors.kafka.topics import NewTopics, find_partitions, find_positions
 
 logger = logging.getLogger("streamflow.kafka")
 
 POLL_MS = 100  # how soon records that are left out, such as aborted ones, move the position on
-FETCH_WAIT_MS = 100  # the broker's wait for new records, during which other partitions wait too
-FETCH_BYTES = 8 * 2**20
 RETRY = 0.1
 CHECK_SECONDS = 1.0
-REQUEST_SPARE_MS = 5000
-METADATA_MS = 300_000  # the driver's own
-HEARTBEAT_SECONDS = 3.0  # at the most
-DAY_MS = 24 * 3600 * 1000  # a slow model is no dead member: heartbeats say whether it lives
-DRAIN_FRACTION = 2 / 3  # of the rebalance timeout, after which the group goes on without a member
 
 
 @asynccontextmanager
-async def open_reader(source: KafkaSource, context: Context) -> AsyncIterator[KafkaReader]:
-    """Connect and find out where to begin; disconnect when the block is left."""
+async def open_reader(source: KafkaSourceOptions, context: Context) -> AsyncIterator[KafkaReader]:
+    """Connect and find out where to begin; disconnect when the block is left.
+
+    Raises:
+        ConnectorError: No broker answers in time, a topic does not exist, aiokafka lacks what is
+            needed, or the event loop is not asyncio's.
+    """
     options = await client_options(source, context)
-    # The answer to a request to join comes when all other members have joined.
-    joining_ms = round(source.rebalance_timeout * 1000) + REQUEST_SPARE_MS
-    options["request_timeout_ms"] = max(options["request_timeout_ms"], joining_ms)
-    consumer = AIOKafkaConsumer(
-        **options,
-        group_id=source.group,
-        auto_offset_reset="none",
-        enable_auto_commit=False,
-        isolation_level=source.isolation,
-        group_instance_id=source.group_instance_id,
-        session_timeout_ms=round(source.session_timeout * 1000),
-        heartbeat_interval_ms=round(1000 * _heartbeat_interval(source)),
-        rebalance_timeout_ms=round(source.rebalance_timeout * 1000),
-        max_poll_interval_ms=DAY_MS,
-        fetch_max_bytes=FETCH_BYTES,
-        fetch_max_wait_ms=FETCH_WAIT_MS,
-        metadata_max_age_ms=round(source.refresh * 1000) if source.pattern else METADATA_MS,
-    )
-    reader = KafkaReader(consumer, source, context)
+    consumer = new_consumer(source, options)
+    client = await client_of(consumer)
+    reader = KafkaReader(consumer, client, source, context)
     try:
         async with connecting(source, context, options):
-            await reach(consumer._client, context, options)
-            partitions = await find_partitions(consumer._client, source, context)
+            await reach(client, context, options)
+            partitions = await find_partitions(client, source, context)
         # Members of the group that is joined may finish what they hold before.
-        wait = 0.0 if reader._is_manual else source.rebalance_timeout
+        wait = source.rebalance_timeout if source.is_shared else 0.0
         async with connecting(source, context, options, wait=wait):
-            await reader._start(partitions)
+            await reader.begin(partitions)
         yield reader
-        await reader._commits.finish()
+        await reader.finish()
     finally:
-        reader._held.close()
-        await reader._commits.aclose()
+        await reader.aclose()
         await close_consumer(consumer, in_a_hurry=reader.retrying() is not None)
-
-
-def _heartbeat_interval(source: KafkaSource) -> float:
-    """Return how often to show signs of life, which is also how soon one hears of a rebalance."""
-    heard_in_time = source.rebalance_timeout * (1 - DRAIN_FRACTION) / 2
-    return min(source.session_timeout / 3, heard_in_time, HEARTBEAT_SECONDS)
 
 
 class KafkaReader:
     """Reads the partitions that are assigned to it; see `streamflow.contracts.Reader`."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, source: KafkaSource, context: Context) -> None:
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        client: KafkaClient,
+        source: KafkaSourceOptions,
+        context: Context,
+    ) -> None:
+        self._client = client
         self._consumer = consumer
         self._source = source
         self._context = context
         self._decoder = Decoder(source)
-        self._is_manual = source.partitions is not None or source.group is None
+        self._is_manual = not source.is_shared
         self._held = Holdings(context.name)
         self._faults = Faults()
-        self._faults.watch(consumer._client)
+        self._faults.watch(self._client)
         self._commits = Commits(
             consumer,
             self._held,
@@ -137,7 +122,7 @@ class KafkaReader:
         self._reached = by_driver(resume.positions)  # learned, whatever is committed
         self._is_rewind = resume.is_rewind
         self._ends: Mapping[TopicPartition, int] | None = None
-        self._new_topics = NewTopics(consumer._client, source, is_manual=self._is_manual)
+        self._new_topics = NewTopics(self._client, source, is_manual=self._is_manual)
 
     def __repr__(self) -> str:
         return f"<KafkaReader {self._context.name}: {self._held!r}>"
@@ -236,15 +221,18 @@ class KafkaReader:
             ConnectorError: The broker refused positions, or brokers have been away for too long.
         """
         self._commits.check()
-        client = self._consumer._client
         for part in self._held.positions:
-            if client.cluster.leader_for_partition(part) in (None, -1):
+            if not self._client.has_leader(part):
                 self._faults.fail(("Fetch", part.topic, part.partition), "no leader")
         if self._faults.seconds > self._source.retry_for:
             raise gave_up(self._source, self._context, self._faults)
 
-    async def _start(self, partitions: list[TopicPartition]) -> None:
-        """Join the group and settle, so that what is written from now on is read."""
+    async def begin(self, partitions: list[TopicPartition]) -> None:
+        """Join the group and settle, so that what is written from now on is read.
+
+        Raises:
+            ConnectorError: Brokers were away for too long.
+        """
         self._new_topics.begin(partitions)
         if self._is_manual:
             self._consumer.assign(partitions)
@@ -260,6 +248,19 @@ class KafkaReader:
             self._ends = await self._consumer.end_offsets(partitions)
         await self._held.has_assignment.wait()  # the driver tells the listener a moment later
         await self._settle()
+
+    async def finish(self) -> None:
+        """Wait for all positions to be stored.
+
+        Raises:
+            ConnectorError: They were not.
+        """
+        await self._commits.finish()
+
+    async def aclose(self) -> None:
+        """Store nothing more, and keep nobody waiting."""
+        self._held.close()
+        await self._commits.aclose()
 
     async def _take_new_topics(self) -> None:
         held = self._held.assigned or frozenset()
@@ -380,7 +381,7 @@ class KafkaReader:
     async def _revoke(self) -> None:
         """Wait until all that was received is committed, or for too long; begin a new epoch."""
         # Commits follow checkpoints where there are any, and those of a lost member fail.
-        if self._consumer._coordinator.generation > 0 and not self._context.is_checkpointed:
+        if is_member(self._consumer) and not self._context.is_checkpointed:
             with anyio.move_on_after(self._source.rebalance_timeout * DRAIN_FRACTION):
                 await self._held.drained()
         if count := self._held.in_flight:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, groupby
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from aiokafka import ConsumerRecord, TopicPartition  # type: ignore[import-untyped]
 
 from streamflow.codecs.conversion import decode
 from streamflow.contracts import Codec, Fetch
 from streamflow.records import Batch, Headers, Partition, Place, Rejected, concatenate
-from streamflow_connectors.kafka.nodes import KafkaSource
+from streamflow_connectors.kafka.options import KafkaSourceOptions
+from streamflow_connectors.network.reading import RECORD_BYTES, if_any
 
 Received: TypeAlias = Mapping[TopicPartition, list[ConsumerRecord]]
-
-T = TypeVar("T")
-
-NOTHING = frozenset((None, ()))  # a key, time or headers that are not there
-
-RECORD_BYTES = 200  # what a record takes in memory beside its payload, about
 
 
 class Decoder:
     """Decodes the records of each topic as the source says."""
 
-    def __init__(self, source: KafkaSource) -> None:
+    def __init__(self, source: KafkaSourceOptions) -> None:
         self._codec = source.format.codec()
         self._codecs: dict[str, Codec] = {
             topic: declared.codec() for topic, declared in source.formats.items()
@@ -86,9 +81,9 @@ def to_batch(data: Received, partition_of: Callable[[TopicPartition], Partition]
         values=payloads,
         partitions=partitions,
         offsets=[record.offset for record in records],
-        keys=_if_any([decode_key(record.key) for record in records]),
-        timestamps_ms=_if_any([_timestamp_ms(record.timestamp) for record in records]),
-        headers=_if_any([_headers(record.headers) for record in records]),
+        keys=if_any([decode_key(record.key) for record in records], None),
+        timestamps_ms=if_any([_timestamp_ms(record.timestamp) for record in records], None),
+        headers=if_any([_headers(record.headers) for record in records], ()),
         originals=payloads,
         size_bytes=2 * sum(map(len, payloads)) + RECORD_BYTES * len(records),
     )
@@ -132,8 +127,3 @@ def _headers(headers: tuple[tuple[str, bytes | None], ...]) -> Headers:
 
 def _timestamp_ms(timestamp: int) -> int | None:
     return timestamp if timestamp >= 0 else None
-
-
-def _if_any(column: list[T]) -> list[T] | None:
-    """Return a column, or ``None`` if no record has an entry in it."""
-    return None if all(map(NOTHING.__contains__, column)) else column

@@ -6,20 +6,20 @@ from collections.abc import Iterable, Mapping
 
 import anyio
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
-from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
+from streamflow_connectors.kafka.aiokafka_private import KafkaClient
 from streamflow_connectors.kafka.connection import unknown_topics
-from streamflow_connectors.kafka.nodes import KafkaSource
+from streamflow_connectors.kafka.options import KafkaSourceOptions
 from streamflow_connectors.kafka.start import Start, milliseconds
 
 RETRY = 0.1
 
 
 async def find_partitions(
-    client: AIOKafkaClient, source: KafkaSource, context: Context
+    client: KafkaClient, source: KafkaSourceOptions, context: Context
 ) -> list[TopicPartition]:
     """Return what there is to read, without making the broker create a missing topic.
 
@@ -63,15 +63,16 @@ async def find_positions(
     return {part: found[part].offset if found[part] else ends[part] for part in parts}
 
 
-async def _partitions_by_topic(client: AIOKafkaClient, source: KafkaSource) -> dict[str, set[int]]:
-    cluster = await client.fetch_all_metadata()
-    topics: Iterable[str] = source.topics
-    if (pattern := source.topic_pattern) is not None:
-        topics = filter(pattern.match, cluster.topics(exclude_internal_topics=True))
-    return {topic: found for topic in topics if (found := cluster.partitions_for_topic(topic))}
+async def _partitions_by_topic(
+    client: KafkaClient, source: KafkaSourceOptions
+) -> dict[str, set[int]]:
+    found = await client.topics()
+    pattern = source.topic_pattern
+    names = source.topics if pattern is None else filter(pattern.match, found)
+    return {name: found[name] for name in names if found.get(name)}
 
 
-def _unmatched(source: KafkaSource, context: Context) -> ConnectorError:
+def _unmatched(source: KafkaSourceOptions, context: Context) -> ConnectorError:
     message = (
         f"{context.name}: expected a topic that matches {source.pattern}, found none; "
         "create one or check the pattern, and the permission to see it"
@@ -79,7 +80,9 @@ def _unmatched(source: KafkaSource, context: Context) -> ConnectorError:
     return ConnectorError(message)
 
 
-def _chosen(source: KafkaSource, context: Context, topic: str, found: set[int]) -> Iterable[int]:
+def _chosen(
+    source: KafkaSourceOptions, context: Context, topic: str, found: set[int]
+) -> Iterable[int]:
     """Return the partitions of a topic that were asked for; of one that matches, those it has."""
     if source.partitions is None:
         return found
@@ -103,7 +106,7 @@ class NewTopics:
         is_manual: Whether the driver is told what to read.
     """
 
-    def __init__(self, client: AIOKafkaClient, source: KafkaSource, *, is_manual: bool) -> None:
+    def __init__(self, client: KafkaClient, source: KafkaSourceOptions, *, is_manual: bool) -> None:
         self._client = client
         self._source = source
         self._is_looking = is_manual and source.pattern is not None and not source.stop_at_end

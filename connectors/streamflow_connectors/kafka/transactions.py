@@ -7,6 +7,9 @@ neither:
     committed 40 | begin  outputs of 40 41 43  position 44  commit | begin  outputs of 44 ...
                                   killed here: ^ readers see neither, and committed stays 40
 
+A live member's group takes positions unfenced, so the source names its partitions
+(https://github.com/aio-libs/aiokafka/issues/844).
+
 Opening a writer fences off whoever has the same transactional id and ends their transaction; only
 then is the committed position read. A run that begins before it, at a checkpoint, makes some of the
 outputs again, and these are left out. That takes one output for each record at the most, in the
@@ -34,12 +37,16 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 )
 
 from streamflow.contracts import Context
-from streamflow.errors import ConnectorError, GraphError
-from streamflow.nodes.declarations import Surroundings
+from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Place, Rejected
+from streamflow_connectors.kafka.aiokafka_private import (
+    client_of,
+    is_in_transaction,
+    transaction_error,
+)
 from streamflow_connectors.kafka.connection import close_consumer, start
 from streamflow_connectors.kafka.faults import Faults
-from streamflow_connectors.kafka.nodes import KafkaSink, KafkaSource
+from streamflow_connectors.kafka.options import KafkaSinkOptions, KafkaSourceOptions
 from streamflow_connectors.kafka.records import topic_partition
 from streamflow_connectors.kafka.writer import KafkaWriter, connected_writer
 
@@ -50,21 +57,21 @@ LONGEST_SECONDS = 900.0  # what brokers grant unless they are told otherwise
 
 
 @asynccontextmanager
-async def open_exactly_once(sink: KafkaSink, context: Context) -> AsyncIterator[ExactlyOnceWriter]:
+async def open_exactly_once(
+    sink: KafkaSinkOptions, context: Context
+) -> AsyncIterator[ExactlyOnceWriter]:
     """Fence off others, find out what is published; abort what is open when the block is left.
 
     Raises:
-        GraphError: The graph cannot be written exactly once.
+        ConnectorError: No broker answers in time, or the event loop is not asyncio's.
     """
-    problems = list(sink.delivery_problems(Surroundings(context.sources, {context.name: sink})))
-    if problems:
-        raise GraphError(problems, subject=context.name)
     [source] = context.sources.values()
-    assert isinstance(source, KafkaSource)
+    assert isinstance(source, KafkaSourceOptions)
     group = source.group
     assert group is not None
+    name = sink.transactional_id_for(source, context.name)
     transactional = {
-        "transactional_id": sink.transactional_id_for(source, context.name),
+        "transactional_id": name,
         "transaction_timeout_ms": round(
             1000 * min(sink.retry_for + SPARE_SECONDS, LONGEST_SECONDS)
         ),
@@ -74,13 +81,13 @@ async def open_exactly_once(sink: KafkaSink, context: Context) -> AsyncIterator[
         producer: AIOKafkaProducer, faults: Faults, options: dict[str, Any]
     ) -> ExactlyOnceWriter:
         published = await _committed(options, source)
-        return ExactlyOnceWriter(producer, faults, sink, context, group, published)
+        return ExactlyOnceWriter(producer, faults, sink, context, name, group, published)
 
     async with connected_writer(sink, context, make, transactional) as writer:
         try:
             yield writer
         finally:
-            await writer._abort()
+            await writer.abort()
 
 
 class ExactlyOnceWriter(KafkaWriter):
@@ -94,13 +101,15 @@ class ExactlyOnceWriter(KafkaWriter):
         self,
         producer: AIOKafkaProducer,
         faults: Faults,
-        sink: KafkaSink,
+        sink: KafkaSinkOptions,
         context: Context,
+        transactional_id: str,
         group: str,
         published: dict[TopicPartition, int],
     ) -> None:
         super().__init__(producer, faults, sink, context)
         self.left_out = 0
+        self._id = transactional_id
         self._group = group
         self._published = published
         self._ends = dict(published)  # after the last record written
@@ -179,36 +188,35 @@ class ExactlyOnceWriter(KafkaWriter):
         )
 
     def _explained(self, error: BaseException, topic: str = "") -> str:
-        transaction = self._producer._txn_manager
-        ending = transaction.wait_for_transaction_end()
-        if isinstance(error, IllegalOperation) and ending.done():
-            error = ending.exception() or error  # that is why it is illegal
+        if isinstance(error, IllegalOperation):
+            error = transaction_error(self._producer) or error  # that is why it is illegal
         if not isinstance(error, ProducerFenced):
             return super()._explained(error, topic)
-        name = transaction.transactional_id
         return (
             f"{self._context.name}: expected to be the only instance with the transactional_id "
-            f"{name}, found that another one has started since, or that a transaction took too "
+            f"{self._id}, found that another one has started since, or that a transaction took too "
             "long for the broker; stop one of the two, or give each its own partitions and "
             "transactional_id"
         )
 
-    async def _abort(self) -> None:
+    async def abort(self) -> None:
         """Roll back what is open, for readers wait for its end; the broker does so in the end."""
-        await self._abandon()
-        if self._began is None or not self._producer._txn_manager.is_in_transaction():
+        await self.abandon()
+        if self._began is None or not is_in_transaction(self._producer):
             return
         with anyio.move_on_after(ABORT_SECONDS, shield=True):
             try:
                 await self._producer.abort_transaction()
-            except KafkaError:
+            except (KafkaError, IllegalOperation):
                 return  # of somebody who has been fenced off there is nothing left to roll back
 
 
-async def _committed(options: dict[str, Any], source: KafkaSource) -> dict[TopicPartition, int]:
+async def _committed(
+    options: dict[str, Any], source: KafkaSourceOptions
+) -> dict[TopicPartition, int]:
     """Return the committed positions of a source's partitions."""
     consumer = AIOKafkaConsumer(**options, group_id=source.group, enable_auto_commit=False)
-    Faults().watch(consumer._client)  # so that no error is taken for no position
+    Faults().watch(await client_of(consumer))  # so that no error is taken for no position
     parts = [
         TopicPartition(topic, number)
         for topic in source.topics

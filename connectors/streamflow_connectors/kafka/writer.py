@@ -24,6 +24,7 @@ from streamflow.contracts import Context
 from streamflow.errors import ConnectorError
 from streamflow.nodes.plugins import require
 from streamflow.records import Batch, Rejected, split_rejected
+from streamflow_connectors.kafka.aiokafka_private import KafkaClient, client_of
 from streamflow_connectors.kafka.connection import (
     client_options,
     close_producer,
@@ -35,10 +36,11 @@ from streamflow_connectors.kafka.connection import (
     unknown_topics,
 )
 from streamflow_connectors.kafka.faults import Faults
-from streamflow_connectors.kafka.lanes import Lane, Topic
+from streamflow_connectors.kafka.lanes import Topic, TopicLane
 from streamflow_connectors.kafka.names import TopicNames
-from streamflow_connectors.kafka.nodes import KafkaSink
+from streamflow_connectors.kafka.options import KafkaSinkOptions
 from streamflow_connectors.kafka.records import encode_key, headers_bytes
+from streamflow_connectors.network.reading import joined_causes
 from streamflow_connectors.network.routes import FromField, keys, texts
 
 BATCH_BYTES = 256 * 2**10
@@ -48,8 +50,8 @@ W = TypeVar("W", bound="KafkaWriter")
 
 
 @asynccontextmanager
-async def open_writer(sink: KafkaSink, context: Context) -> AsyncIterator[KafkaWriter]:
-    """Connect and find the topic; disconnect when the block is left."""
+async def open_writer(sink: KafkaSinkOptions, context: Context) -> AsyncIterator[KafkaWriter]:
+    """Connect and find the topic; disconnect when the block is left; see `connected_writer`."""
 
     async def make(producer: AIOKafkaProducer, faults: Faults, _: dict[str, Any]) -> KafkaWriter:
         return KafkaWriter(producer, faults, sink, context)
@@ -60,7 +62,7 @@ async def open_writer(sink: KafkaSink, context: Context) -> AsyncIterator[KafkaW
 
 @asynccontextmanager
 async def connected_writer(
-    sink: KafkaSink,
+    sink: KafkaSinkOptions,
     context: Context,
     make: Callable[[AIOKafkaProducer, Faults, dict[str, Any]], Awaitable[W]],
     transactional: dict[str, Any],
@@ -73,6 +75,11 @@ async def connected_writer(
         make: Returns the writer, of a producer that is connected, its faults, and the options for
             more clients.
         transactional: The producer's options for transactions.
+
+    Raises:
+        ConnectorError: No broker answers in time, there is no topic, aiokafka lacks what is needed,
+            or the event loop is not asyncio's.
+        MissingExtraError: The compression needs a package that is not installed.
     """
     require(sink.compression_requires(), where=context.name)
     options = await client_options(sink, context)
@@ -86,20 +93,21 @@ async def connected_writer(
         compression_type=None if sink.compression == "none" else sink.compression,
     )
     faults = Faults()
-    faults.watch(producer.client)
+    client = await client_of(producer)
+    faults.watch(client)
     writer: W | None = None
     try:
         async with connecting(sink, context, options):
-            await reach(producer.client, context, options)
+            await reach(client, context, options)
             await start(producer.start())
             writer = await make(producer, faults, options)
             if isinstance(sink.topic, str):
-                await writer._find_topic(sink.topic, anyio.current_effective_deadline())
+                await writer.find_topic(sink.topic, anyio.current_effective_deadline())
         yield writer
     finally:
         is_faulty = faults.retrying() is not None
         if writer is not None:
-            await writer._abandon()
+            await writer.abandon()
         await close_producer(producer, in_a_hurry=is_faulty)
 
 
@@ -107,7 +115,7 @@ class KafkaWriter:
     """Writes to topics; see `contracts.Writer`. What is not flushed may not arrive."""
 
     def __init__(
-        self, producer: AIOKafkaProducer, faults: Faults, sink: KafkaSink, context: Context
+        self, producer: AIOKafkaProducer, faults: Faults, sink: KafkaSinkOptions, context: Context
     ) -> None:
         self._producer = producer
         self._faults = faults
@@ -115,8 +123,8 @@ class KafkaWriter:
         self._context = context
         self._codec = sink.format.codec()
         self._topics: dict[str, Topic] = {}
-        self._names = TopicNames(producer.client, faults, sink, context)
-        self._lanes: list[Lane] = []  # of all topics
+        self._names = TopicNames(KafkaClient(producer), faults, sink, context)
+        self._lanes: list[TopicLane] = []  # of all topics
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
         self._settled = anyio.Event()  # set, and replaced, when a delivery ends
@@ -135,14 +143,14 @@ class KafkaWriter:
             await self._wait_for_delivery()
         self._check()
         encoded = self._codec.encode(batch)
-        good, unencoded = split_rejected(batch, encoded.causes)
+        good, _ = split_rejected(batch, encoded.causes)
         try:
             routed, topics, causes = await self._route(good)
         except KafkaError as error:
             raise ConnectorError(self._explained(error)) from error
         self._append(routed, encoded.payloads, topics, causes)
         self._deliver()
-        return _joined(batch, encoded.causes, causes) if causes else unencoded
+        return split_rejected(batch, joined_causes(len(batch), encoded.causes, causes))[1]
 
     async def flush(self) -> None:
         """Wait until the brokers have stored everything written so far.
@@ -175,7 +183,7 @@ class KafkaWriter:
         if self._failure is not None:
             raise ConnectorError(self._failure)
 
-    async def _find_topic(self, name: str, deadline: float) -> None:
+    async def find_topic(self, name: str, deadline: float) -> None:
         """Wait for a topic; the broker may create it.
 
         Raises:
@@ -272,7 +280,7 @@ class KafkaWriter:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _deliver_lane(self, lane: Lane) -> None:
+    async def _deliver_lane(self, lane: TopicLane) -> None:
         """Deliver a lane's batches one after another, until none is left or one has failed."""
         try:
             while lane.builders and self._failure is None:
@@ -308,7 +316,7 @@ class KafkaWriter:
         self._settled.set()
         self._settled = anyio.Event()
 
-    async def _abandon(self) -> None:
+    async def abandon(self) -> None:
         """Stop delivering."""
         closed = f"{self._context.name}: expected an open sink, found a closed one; open it first"
         self._failure = self._failure or closed
@@ -316,10 +324,3 @@ class KafkaWriter:
             task.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _joined(batch: Batch, unencoded: Any, unsent: dict[int, str]) -> Rejected | None:
-    """Return all rejected records; ``unsent`` counts within those that could be encoded."""
-    encoded = [index for index in range(len(batch)) if index not in unencoded]
-    causes = {**unencoded, **{encoded[index]: cause for index, cause in unsent.items()}}
-    return split_rejected(batch, causes)[1]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
 import stamina
 
+from streamflow.contracts import Context
 from streamflow.errors import ConnectorError, StreamflowError
+from streamflow_connectors.network.addresses import Address
 
 FIRST_WAIT: Final = 0.1
 LONGEST_WAIT: Final = 2.0
@@ -24,10 +26,11 @@ class Retries:
     """Tries again what may pass, with waits that grow and are never the same for two clients.
 
     Args:
-        name: Of the node.
-        target: What is to be reached, as messages show it.
-        retry_for: Seconds to go on trying.
+        declared: Where the server is.
+        context: What the node is told.
         passing: Returns why something may pass, as text; ``None`` if it will not.
+        refusal: Returns how the server has refused and what to do, of what will not pass; ``None``
+            if it is something else.
 
     Attributes:
         num_failed: How often something has failed.
@@ -35,16 +38,17 @@ class Retries:
 
     def __init__(
         self,
-        name: str,
-        target: str,
-        retry_for: float,
+        declared: Address,
+        context: Context,
         passing: Callable[[Exception], str | None],
+        refusal: Callable[[Exception], str | None] = lambda _: None,
     ) -> None:
         self.num_failed = 0
-        self._name = name
-        self._target = target
-        self._retry_for = retry_for
+        self._name = context.name
+        self._target = declared.shown
+        self._retry_for = declared.retry_for
         self._passing = passing
+        self._refusal = refusal
         self._since: float | None = None
         self._last = 0.0
         self._reason = ""
@@ -56,24 +60,22 @@ class Retries:
         """Return what ``action`` returns, the first time that it does not fail.
 
         Raises:
-            ConnectorError: It has failed for too long.
-            Exception: What it raised, if that will not pass.
+            ConnectorError: It has failed for too long, or the server refuses.
+            Exception: What it raised, if that is neither.
         """
         try:
-            async for attempt in stamina.retry_context(
-                self._is_worth_a_try,
-                attempts=None,
-                timeout=None,
-                wait_initial=FIRST_WAIT,
-                wait_max=LONGEST_WAIT,
-                wait_jitter=JITTER,
-            ):
+            async for attempt in attempts(self._is_worth_a_try):
                 with attempt:
-                    return await action()
+                    found = await action()
+                    self.passed()
+                    return found
         except Exception as error:
-            if self._why(error) is None:
-                raise
-            raise self._gave_up() from error
+            if self._why(error) is not None:
+                raise self._gave_up() from error
+            if refusal := self._refusal(error):
+                message = f"{self._name}: expected {self._target} to go along, found {refusal}"
+                raise ConnectorError(message) from error
+            raise
         message = "unreachable: attempts are without end"
         raise AssertionError(message)
 
@@ -83,10 +85,7 @@ class Retries:
 
     def retrying(self) -> str | None:
         """Return what is tried again, for how long and why; ``None`` if all is well."""
-        if self._since is None:
-            return None
-        seconds = time.monotonic() - self._since
-        return f"retrying {self._target} for {seconds:.0f} s: {self._reason}"
+        return None if self._since is None else told(self._target, self._since, self._reason)
 
     def _is_worth_a_try(self, error: Exception) -> bool:
         reason = self._why(error)
@@ -109,3 +108,22 @@ class Retries:
             f"found {self._reason}; check the address and the server, or raise retry_for"
         )
         return ConnectorError(message)
+
+
+def attempts(
+    is_worth_a_try: Callable[[Exception], bool] | type[Exception],
+) -> AsyncIterator[stamina.Attempt]:
+    """Return attempts without end, with waits that grow, as long as errors are worth one."""
+    return stamina.retry_context(
+        is_worth_a_try,
+        attempts=None,
+        timeout=None,
+        wait_initial=FIRST_WAIT,
+        wait_max=LONGEST_WAIT,
+        wait_jitter=JITTER,
+    ).__aiter__()
+
+
+def told(target: str, since: float, reason: str) -> str:
+    """Return in words what is tried again."""
+    return f"retrying {target} for {time.monotonic() - since:.0f} s: {reason}"

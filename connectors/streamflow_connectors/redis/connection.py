@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple
 
 import anyio
 
@@ -23,10 +23,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 from streamflow.contracts import Context
-from streamflow.errors import ConnectorError
 from streamflow_connectors.network.loops import require_asyncio
 from streamflow_connectors.network.retries import Retries
-from streamflow_connectors.redis.nodes import RedisOptions
+from streamflow_connectors.redis.options import RedisOptions
 
 CLOSING_SECONDS: Final = 1.0
 
@@ -38,53 +37,32 @@ _PASSING: Final = (
     *(TimeoutError, TryAgainError, OSError),
 )
 
-T = TypeVar("T")
 
+class RedisLink(NamedTuple):
+    """A client of the driver's, and what is tried again with it."""
 
-class Link:
-    """A client, and how to try again.
-
-    Attributes:
-        client: The driver's.
-        retries: What is tried again.
-    """
-
-    def __init__(self, declared: RedisOptions, context: Context) -> None:
-        self.client = _client(declared, context)
-        self.retries = Retries(context.name, declared.shown, declared.retry_for, _why_it_may_pass)
-        self._name = context.name
-        self._shown = declared.shown
-
-    async def run(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Return what ``action`` returns, the first time that it does not fail.
-
-        Raises:
-            ConnectorError: The server refuses, or is away for too long.
-        """
-        try:
-            found = await self.retries.run(action)
-        except RedisError as error:
-            message = (
-                f"{self._name}: expected {self._shown} to go along, found {error}; "
-                "check url, username, password and the names of streams and group"
-            )
-            raise ConnectorError(message) from error
-        self.retries.passed()
-        return found
+    client: Redis
+    retries: Retries
 
 
 @asynccontextmanager
-async def connected(declared: RedisOptions, context: Context) -> AsyncIterator[Link]:
-    """Connect; disconnect when the block is left."""
+async def connected(declared: RedisOptions, context: Context) -> AsyncIterator[RedisLink]:
+    """Connect; disconnect when the block is left.
+
+    Raises:
+        ConnectorError: The server refuses or is away for too long, a certificate cannot be read, or
+            the event loop is not asyncio's.
+    """
     require_asyncio(context, "Redis'")
     await declared.tls_in_thread(context)  # says what is wrong with the certificates
-    link = Link(declared, context)
+    client = _client(declared, context)
+    retries = Retries(declared, context, _why_it_may_pass, _refusal)
     try:
-        await link.run(link.client.ping)
-        yield link
+        await retries.run(client.ping)
+        yield RedisLink(client, retries)
     finally:
         with anyio.move_on_after(CLOSING_SECONDS, shield=True):
-            await link.client.aclose()
+            await client.aclose()
 
 
 def _client(declared: RedisOptions, context: Context) -> Redis:
@@ -121,3 +99,9 @@ def _why_it_may_pass(error: Exception) -> str | None:
     if isinstance(error, AuthenticationError | AuthorizationError):
         return None
     return f"{type(error).__name__} {error}".strip() if isinstance(error, _PASSING) else None
+
+
+def _refusal(error: Exception) -> str | None:
+    if not isinstance(error, RedisError):
+        return None
+    return f"{error}; check url, username, password and the names of streams and group"

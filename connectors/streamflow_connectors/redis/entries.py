@@ -9,7 +9,7 @@ from streamflow.codecs.cells import read_cell
 from streamflow.codecs.values import dump_json
 from streamflow.errors import ConnectorError
 from streamflow.records import Partition
-from streamflow_connectors.network.backlog import Item
+from streamflow_connectors.network.reading import Item
 
 SEQUENCE_BITS: Final = 20
 """Of a position; more than a million entries within a millisecond are an error."""

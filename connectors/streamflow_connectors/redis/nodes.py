@@ -1,72 +1,21 @@
 """Redis streams as sources and sinks.
 
-Here are the declarations; what they open lies in `reader` and `writer`, which import
-the driver. The driver, redis-py, runs on asyncio only.
+Opening one imports the driver, redis-py, which runs on asyncio only.
 """
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator
-
-from streamflow.codecs.formats import CsvFormat, FormatField, JsonFormat
+from streamflow.codecs.formats import CsvFormat
 from streamflow.contracts import Codec, Context, Reader, Writer
 from streamflow.nodes.declarations import Sink, Source
-from streamflow_connectors.network.addresses import Address
-from streamflow_connectors.network.routes import FromField
-
-REQUIRES = {"redis": "streamflow[redis]", "stamina": "streamflow[redis]"}
-
-_DATABASE = re.compile(r"/?|/[0-9]+")
+from streamflow_connectors.redis.options import RedisSinkOptions, RedisSourceOptions
 
 
-class RedisOptions(Address):
-    """What sources and sinks share."""
-
-    schemes: ClassVar[tuple[str, str]] = ("redis", "rediss")
-    ports: ClassVar[tuple[int, int]] = (6379, 6379)
-
-    payload: str | None = Field(
-        "value",
-        min_length=1,
-        description="Field of an entry that holds the value, in the format; none: the fields of "
-        "an entry are those of the record.",
-    )
-    format: FormatField = Field(
-        default_factory=JsonFormat, description="How values become bytes and back."
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _check_database(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if not _DATABASE.fullmatch(parts.path) or parts.query:
-            message = f"expected redis://host:port/database, found {parts.path or parts.query}"
-            raise ValueError(message)
-        return url
-
-    @field_validator("format")
-    @classmethod
-    def _check_format(cls, declared: object, info: ValidationInfo) -> object:
-        if info.data.get("payload", "") is None and declared != JsonFormat():
-            message = "expected no format without a payload that is written in it; remove one"
-            raise ValueError(message)
-        return declared
-
-    @property
-    def database(self) -> int:
-        """The number of the database."""
-        return int(urlsplit(self.url).path.strip("/") or 0)
-
-
-class RedisSource(RedisOptions, Source):
+class RedisSource(RedisSourceOptions, Source):
     """Reads streams, each entry a record.
 
     Without a group it reads all entries, from the start or the end in every run, or from where a
@@ -78,40 +27,6 @@ class RedisSource(RedisOptions, Source):
     without a time it is that of the entry's id. Positions count milliseconds of the id times 2^20,
     plus its second part.
     """
-
-    type: Literal["redis"] = "redis"
-    requires: ClassVar[dict[str, str]] = REQUIRES
-    incidental: ClassVar[frozenset[str]] = frozenset({"stop_at_end", "consumer"})
-
-    streams: tuple[str, ...] = Field(min_length=1, description="Streams to read.")
-    group: str | None = Field(
-        None, min_length=1, description="Consumer group, which is made if it is not there."
-    )
-    consumer: str | None = Field(
-        None,
-        min_length=1,
-        description="Name of this consumer in the group, another one for each; by default that of "
-        "the host.",
-    )
-    start: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where to begin while nothing is known of a stream."
-    )
-    stop_at_end: bool = Field(
-        False, description="End where the streams end when the run starts, instead of waiting."
-    )
-
-    @field_validator("consumer")
-    @classmethod
-    def _check_consumer(cls, consumer: str | None, info: ValidationInfo) -> str | None:
-        if consumer is not None and info.data.get("group") is None:
-            message = "expected a group with it, found none; remove it, or add group"
-            raise ValueError(message)
-        return consumer
-
-    @property
-    def consumer_name(self) -> str:
-        """The name of this consumer."""
-        return self.consumer or socket.gethostname()
 
     @property
     def only_scalars(self) -> bool:
@@ -144,24 +59,13 @@ class RedisSource(RedisOptions, Source):
         return open_reader(self, context)
 
 
-class RedisSink(RedisOptions, Sink):
+class RedisSink(RedisSinkOptions, Sink):
     """Adds an entry to a stream for each record, in order.
 
     Key and time of the record are its fields ``key`` and ``time``; headers are not kept. Entries
     may come twice where a connection is lost. A record is rejected where the field that names its
     stream is missing or no text.
     """
-
-    type: Literal["redis"] = "redis"
-    requires: ClassVar[dict[str, str]] = REQUIRES
-
-    stream: Annotated[str, Field(min_length=1)] | FromField = Field(
-        description="Stream to write to; {field: name} for the one that a field of each record "
-        "names."
-    )
-    max_length: int | None = Field(
-        None, ge=1, description="Entries that a stream keeps, about; the oldest go first."
-    )
 
     def open(self, context: Context) -> AbstractAsyncContextManager[Writer]:
         """Connect, and give a writer until the context is left.

@@ -19,10 +19,11 @@ import anyio.lowlevel
 from redis.exceptions import ResponseError
 from streamflow.contracts import Context, Fetch, Reader
 from streamflow.records import Batch, Partition
-from streamflow_connectors.network.backlog import BacklogReader, Item, decoded, pumping
-from streamflow_connectors.redis.connection import Link, connected
+from streamflow_connectors.network.backlog import BacklogReader, pumping
+from streamflow_connectors.network.reading import Item, decoded
+from streamflow_connectors.redis.connection import RedisLink, connected
 from streamflow_connectors.redis.entries import id_of, position_of, to_item
-from streamflow_connectors.redis.nodes import RedisSource
+from streamflow_connectors.redis.options import RedisSourceOptions
 
 MOST_RECORDS: Final = 500
 BLOCK_MS: Final = 1000
@@ -30,13 +31,13 @@ NEW: Final = b">"
 
 
 @asynccontextmanager
-async def open_reader(source: RedisSource, context: Context) -> AsyncIterator[Reader]:
+async def open_reader(source: RedisSourceOptions, context: Context) -> AsyncIterator[Reader]:
     """Connect, find out where to begin, and read until the block is left."""
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(connected(source, context))
         acks = await stack.enter_async_context(connected(source, context))
         reader = RedisReader(link, acks, source, context)
-        await link.run(reader.begin)
+        await link.retries.run(reader.begin)
         async with pumping(lambda _: reader.pump(), reader.backlog):
             yield reader
 
@@ -44,7 +45,9 @@ async def open_reader(source: RedisSource, context: Context) -> AsyncIterator[Re
 class RedisReader(BacklogReader):
     """Reads streams; see `streamflow.contracts.Reader`."""
 
-    def __init__(self, link: Link, acks: Link, source: RedisSource, context: Context) -> None:
+    def __init__(
+        self, link: RedisLink, acks: RedisLink, source: RedisSourceOptions, context: Context
+    ) -> None:
         super().__init__(context, source.format.codec(), link.retries)
         self._link = link
         self._acks = acks
@@ -94,8 +97,9 @@ class RedisReader(BacklogReader):
             [(_, name)] = partition.place
             await self._acknowledge(str(name), position)
 
-    def behind(self) -> None:  # type: ignore[override]  # it is an int there
+    def behind(self) -> int | None:
         """Return ``None``: the server does not tell."""
+        return None
 
     def retrying(self) -> str | None:
         """Return what is tried again, for how long and why; ``None`` if all is well."""
@@ -109,7 +113,7 @@ class RedisReader(BacklogReader):
     async def pump(self) -> None:
         """Read for ever, or to the end."""
         while not self._is_at_end():
-            entries = await self._link.run(self._read)
+            entries = await self._link.retries.run(self._read)
             for name, found in entries.items():
                 for entry, fields in found:
                     await self._put(name, entry, fields)
@@ -161,7 +165,7 @@ class RedisReader(BacklogReader):
             ids.append(id_of(pending.popleft()))
         if ids and self._source.group is not None:
             group = self._source.group
-            await self._acks.run(lambda: self._acks.client.xack(name, group, *ids))
+            await self._acks.retries.run(lambda: self._acks.client.xack(name, group, *ids))
 
     def _is_at_end(self) -> bool:
         reached = (self._last[name] >= end for name, end in self._ends.items())

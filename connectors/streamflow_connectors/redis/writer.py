@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -11,10 +11,12 @@ import anyio.lowlevel
 from streamflow.codecs.values import dump_json, load_json
 from streamflow.contracts import Context, Writer
 from streamflow.records import Batch, Rejected, split_rejected
+from streamflow_connectors.network.reading import joined_causes
 from streamflow_connectors.network.routes import FromField, texts
-from streamflow_connectors.redis.connection import Link, connected
+from streamflow_connectors.network.writing import RetryingWriter
+from streamflow_connectors.redis.connection import RedisLink, connected
 from streamflow_connectors.redis.entries import KEY, TIME
-from streamflow_connectors.redis.nodes import RedisSink
+from streamflow_connectors.redis.options import RedisSinkOptions
 
 MOST_RECORDS: Final = 500
 """Of one exchange; so many may come twice if the connection is lost in it."""
@@ -23,24 +25,20 @@ Fields = dict[Any, Any]
 
 
 @asynccontextmanager
-async def open_writer(sink: RedisSink, context: Context) -> AsyncIterator[Writer]:
+async def open_writer(sink: RedisSinkOptions, context: Context) -> AsyncIterator[Writer]:
     """Connect; disconnect when the block is left."""
     async with connected(sink, context) as link:
         yield RedisWriter(link, sink, context)
 
 
-class RedisWriter:
+class RedisWriter(RetryingWriter):
     """Adds entries; see `contracts.Writer`. What is written is in the server's memory."""
 
-    def __init__(self, link: Link, sink: RedisSink, context: Context) -> None:
-        self._link = link
+    def __init__(self, link: RedisLink, sink: RedisSinkOptions, context: Context) -> None:
+        super().__init__(context, link.retries)
+        self._client = link.client
         self._sink = sink
-        self._name = context.name
         self._codec = sink.format.codec()
-        self._num_written = 0
-
-    def __repr__(self) -> str:
-        return f"<RedisWriter {self._name}: {self._num_written} written>"
 
     async def write(self, batch: Batch) -> Rejected | None:
         """Add entries, waiting for the answers; return what cannot be written.
@@ -51,7 +49,6 @@ class RedisWriter:
         await anyio.lowlevel.checkpoint()
         encoded = self._codec.encode(batch)
         good, _ = split_rejected(batch, encoded.causes)
-        places = [index for index in range(len(batch)) if index not in encoded.causes]
         streams, unnamed = self._streams(good)
         entries: list[tuple[str, Fields]] = []
         for index, (stream, fields) in enumerate(
@@ -67,26 +64,9 @@ class RedisWriter:
             entries.append((stream, fields))
         for start in range(0, len(entries), MOST_RECORDS):
             part = entries[start : start + MOST_RECORDS]
-            await self._link.run(lambda part=part: self._add(part))  # type: ignore[misc]
-            self._num_written += len(part)
-        causes = {**encoded.causes, **{places[index]: cause for index, cause in unnamed.items()}}
-        return split_rejected(batch, causes)[1]
-
-    async def flush(self) -> None:
-        """Do nothing: the answers have come."""
-        await anyio.lowlevel.checkpoint()
-
-    async def mark(self) -> Mapping[str, Any]:
-        """Return nothing: what a stream has taken stays there."""
-        return {}
-
-    def retrying(self) -> str | None:
-        """Return what is tried again, for how long and why; ``None`` if all is well."""
-        return self._link.retries.retrying()
-
-    def report(self) -> Mapping[str, int]:
-        """Return how often something failed."""
-        return {"failures that were tried again": self._link.retries.num_failed}
+            await self._retries.run(lambda part=part: self._add(part))  # type: ignore[misc]
+            self._num_sent += len(part)
+        return split_rejected(batch, joined_causes(len(batch), encoded.causes, unnamed))[1]
 
     def _streams(self, batch: Batch) -> tuple[Sequence[str], dict[int, str]]:
         stream = self._sink.stream
@@ -110,7 +90,7 @@ class RedisWriter:
         ]
 
     async def _add(self, entries: Sequence[tuple[str, Fields]]) -> None:
-        async with self._link.client.pipeline(transaction=False) as pipeline:
+        async with self._client.pipeline(transaction=False) as pipeline:
             for stream, fields in entries:
                 pipeline.xadd(stream, fields, maxlen=self._sink.max_length, approximate=True)
             await pipeline.execute()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -21,12 +22,17 @@ from websockets.protocol import State
 
 from streamflow.codecs.formats import CsvFormat, JsonFormat
 from streamflow.contracts import Context, Reader, Writer
-from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Rejected, split_rejected
-from streamflow_connectors.network.backlog import Backlog, BacklogReader, Item, pumping
+from streamflow_connectors.network.backlog import Backlog, BacklogReader, pumping
 from streamflow_connectors.network.loops import require_asyncio
+from streamflow_connectors.network.reading import Item
 from streamflow_connectors.network.retries import Retries
-from streamflow_connectors.websocket.nodes import WebSocketOptions, WebSocketSink, WebSocketSource
+from streamflow_connectors.network.writing import RetryingWriter
+from streamflow_connectors.websocket.options import (
+    WebSocketOptions,
+    WebSocketSinkOptions,
+    WebSocketSourceOptions,
+)
 
 TOO_BIG: Final = 1009
 REFUSALS: Final = frozenset({1002, 1003, 1007, 1008, 1010})
@@ -38,11 +44,13 @@ CLOSING_SECONDS: Final = 1.0
 
 
 @asynccontextmanager
-async def open_reader(source: WebSocketSource, context: Context) -> AsyncIterator[Reader]:
-    """Read the certificates; connect, and read until the block is left."""
-    require_asyncio(context, "WebSockets'")
-    link = _Link(source, context, {"max_size": source.max_bytes})
-    await link.prepare()
+async def open_reader(source: WebSocketSourceOptions, context: Context) -> AsyncIterator[Reader]:
+    """Read the certificates; connect, and read until the block is left.
+
+    Raises:
+        ConnectorError: The certificates cannot be read, or the event loop is not asyncio's.
+    """
+    link = await WebSocketLink.prepared(source, context, {"max_size": source.max_bytes})
     reader = BacklogReader(context, source.format.codec(), link.retries, end_after=source.end_after)
 
     async def read(backlog: Backlog) -> None:
@@ -54,7 +62,7 @@ async def open_reader(source: WebSocketSource, context: Context) -> AsyncIterato
 
     async def pump(backlog: Backlog) -> None:
         while True:
-            await link.run(lambda: read(backlog))
+            await link.retries.run(lambda: read(backlog))
 
     try:
         async with pumping(pump, reader.backlog):
@@ -64,31 +72,29 @@ async def open_reader(source: WebSocketSource, context: Context) -> AsyncIterato
 
 
 @asynccontextmanager
-async def open_writer(sink: WebSocketSink, context: Context) -> AsyncIterator[Writer]:
-    """Connect; close when the block is left, once the server has taken what is on its way."""
-    require_asyncio(context, "WebSockets'")
-    link = _Link(sink, context, {"close_timeout": sink.linger})
-    await link.prepare()
+async def open_writer(sink: WebSocketSinkOptions, context: Context) -> AsyncIterator[Writer]:
+    """Connect; close when the block is left, once the server has taken what is on its way.
+
+    Raises:
+        ConnectorError: The server refuses or is away for too long, the certificates cannot be read,
+            or the event loop is not asyncio's.
+    """
+    link = await WebSocketLink.prepared(sink, context, {"close_timeout": sink.linger})
     try:
-        await link.run(link.connection)
-        link.retries.passed()
+        await link.retries.run(link.connection)
         yield WebSocketWriter(link, sink, context)
     finally:
         await link.aclose(sink.linger)
 
 
-class WebSocketWriter:
+class WebSocketWriter(RetryingWriter):
     """Sends to a server; see `contracts.Writer`. Delivered means that it is on its way."""
 
-    def __init__(self, link: _Link, sink: WebSocketSink, context: Context) -> None:
+    def __init__(self, link: WebSocketLink, sink: WebSocketSinkOptions, context: Context) -> None:
+        super().__init__(context, link.retries)
         self._link = link
-        self._name = context.name
         self._codec = sink.format.codec()
         self._is_text = isinstance(sink.format, JsonFormat | CsvFormat)
-        self._num_sent = 0
-
-    def __repr__(self) -> str:
-        return f"<WebSocketWriter {self._name}: {self._num_sent} sent>"
 
     async def write(self, batch: Batch) -> Rejected | None:
         """Send a batch, waiting while there is no room; return what cannot be encoded.
@@ -98,76 +104,47 @@ class WebSocketWriter:
         """
         await anyio.lowlevel.checkpoint()
         encoded = self._codec.encode(batch)
-        await self._link.run(_Sending(encoded.payloads, self))
+        rest = deque(encoded.payloads)
+
+        async def send_rest() -> None:
+            while rest:
+                await self._send(rest[0])
+                rest.popleft()
+
+        await self._retries.run(send_rest)
         return split_rejected(batch, encoded.causes)[1]
 
-    async def flush(self) -> None:
-        """Do nothing: what was sent is on its way, and nobody says that it has arrived."""
-        await anyio.lowlevel.checkpoint()
-
-    async def mark(self) -> Mapping[str, Any]:
-        """Return nothing: what was sent cannot be taken back."""
-        return {}
-
-    def retrying(self) -> str | None:
-        """Return what is tried again, for how long and why; ``None`` if all is well."""
-        return self._link.retries.retrying()
-
-    def report(self) -> Mapping[str, int]:
-        """Return how often something failed."""
-        return {"failures that were tried again": self._link.retries.num_failed}
-
-    async def send(self, payload: bytes) -> None:
-        """Send a message."""
+    async def _send(self, payload: bytes) -> None:
         connection = await self._link.connection()
         await connection.send(payload.decode() if self._is_text else payload)
-        self._link.retries.passed()
+        self._retries.passed()
         self._num_sent += 1
 
 
-class _Sending:
-    """Sends payloads, each time from the one on that could not be sent."""
-
-    def __init__(self, payloads: Sequence[bytes], writer: WebSocketWriter) -> None:
-        self._payloads = payloads
-        self._writer = writer
-        self._next = 0
-
-    async def __call__(self) -> None:
-        while self._next < len(self._payloads):
-            await self._writer.send(self._payloads[self._next])
-            self._next += 1
-
-
-class _Link:
+class WebSocketLink:
     """A connection, and how to have one again."""
 
     def __init__(
-        self, declared: WebSocketOptions, context: Context, options: Mapping[str, Any]
+        self, declared: WebSocketOptions, context: Context, options: Mapping[str, Any], tls: Any
     ) -> None:
-        self.retries = Retries(context.name, declared.shown, declared.retry_for, _why_it_may_pass)
+        self.retries = Retries(declared, context, _why_it_may_pass, _refusal)
         self._declared = declared
-        self._context = context
         self._options = options
-        self._tls: Any = None
+        self._tls = tls
         self._connection: ClientConnection | None = None
         self._discarding: asyncio.Task[None] | None = None
 
-    async def prepare(self) -> None:
-        """Read the certificates."""
-        self._tls = await self._declared.tls_in_thread(self._context)
-
-    async def run(self, action: Callable[[], Any]) -> Any:
-        """Try something until it works.
+    @classmethod
+    async def prepared(
+        cls, declared: WebSocketOptions, context: Context, options: Mapping[str, Any]
+    ) -> WebSocketLink:
+        """Read the certificates; ``options`` are the driver's beside those that are declared.
 
         Raises:
-            ConnectorError: The server refuses, or is away for too long.
+            ConnectorError: They cannot be read, or the event loop is not asyncio's.
         """
-        try:
-            return await self.retries.run(action)
-        except (InvalidHandshake, ConnectionClosed, PayloadTooBig) as error:
-            message = f"{self._context.name}: expected {self._declared.shown} to go along, found "
-            raise ConnectorError(message + _refusal(error)) from error
+        require_asyncio(context, "WebSockets'")
+        return cls(declared, context, options, await declared.tls_in_thread(context))
 
     async def connection(self) -> ClientConnection:
         """Return the connection, a new one if there is none.
@@ -207,7 +184,7 @@ class _Link:
         )
         for message in declared.first:
             await made.send(message)
-        if isinstance(declared, WebSocketSink):
+        if isinstance(declared, WebSocketSinkOptions):
             # What nobody reads would hold up the answers to its pings.
             self._discarding = asyncio.create_task(_discard(made))
         return made
@@ -235,7 +212,9 @@ def _code(error: ConnectionClosed) -> int | None:
     return closed.code if closed else None
 
 
-def _refusal(error: Exception) -> str:
+def _refusal(error: Exception) -> str | None:
+    if not isinstance(error, InvalidHandshake | ConnectionClosed | PayloadTooBig):
+        return None
     if isinstance(error, PayloadTooBig) or (
         isinstance(error, ConnectionClosed) and _code(error) == TOO_BIG
     ):

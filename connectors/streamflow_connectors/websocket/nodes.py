@@ -1,7 +1,6 @@
 """WebSockets as sources and sinks.
 
-Here are the declarations; what they open lies in `ends`, which imports the driver. The
-driver, websockets, runs on asyncio only.
+Opening one imports the driver, websockets, which runs on asyncio only.
 """
 
 from __future__ import annotations
@@ -9,48 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from streamflow.codecs.formats import CsvFormat, FormatField, JsonFormat
+from streamflow.codecs.formats import CsvFormat
 from streamflow.contracts import Codec, Context, Reader, Writer
 from streamflow.nodes.declarations import Sink, Source
-from streamflow.nodes.units import SizeField
-from streamflow_connectors.network.addresses import WebAddress
-
-REQUIRES = {"websockets": "streamflow[websocket]", "stamina": "streamflow[websocket]"}
+from streamflow_connectors.websocket.options import WebSocketSinkOptions, WebSocketSourceOptions
 
 
-class WebSocketOptions(WebAddress):
-    """What sources and sinks share."""
-
-    schemes: ClassVar[tuple[str, str]] = ("ws", "wss")
-
-    format: FormatField = Field(
-        default_factory=JsonFormat, description="How values become bytes and back."
-    )
-    first: tuple[str, ...] = Field(
-        (), description="Messages to begin each connection with, such as a subscription."
-    )
-
-
-class WebSocketSource(WebSocketOptions, Source):
+class WebSocketSource(WebSocketSourceOptions, Source):
     """Reads the messages that a server sends, each record at most once.
 
     When the connection is lost it connects again; what the server has sent meanwhile is lost.
     """
-
-    type: Literal["websocket"] = "websocket"
-    requires: ClassVar[dict[str, str]] = REQUIRES
-    incidental: ClassVar[frozenset[str]] = frozenset({"end_after"})
-
-    max_bytes: SizeField = Field(
-        16 * 2**20, description="Bytes that a message may have; a larger one is an error."
-    )
-    end_after: float | None = Field(
-        None, gt=0, description="Seconds without a record after which the stream ends."
-    )
 
     @property
     def only_scalars(self) -> bool:
@@ -72,21 +41,12 @@ class WebSocketSource(WebSocketOptions, Source):
         return open_reader(self, context)
 
 
-class WebSocketSink(WebSocketOptions, Sink):
+class WebSocketSink(WebSocketSinkOptions, Sink):
     """Sends a message for each record: text where the format is text, else binary.
 
     Nobody confirms what arrives. When the connection is lost it connects again, and goes on with
     the message that could not be sent.
     """
-
-    type: Literal["websocket"] = "websocket"
-    requires: ClassVar[dict[str, str]] = REQUIRES
-
-    linger: float = Field(
-        10.0,
-        ge=0,
-        description="Seconds that closing waits for the server to take what is on its way.",
-    )
 
     @property
     def confirms(self) -> bool:

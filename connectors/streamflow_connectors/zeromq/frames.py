@@ -11,11 +11,12 @@ number are nil where records are not numbered.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from streamflow.records import Headers
+from streamflow_connectors.network.reading import Item
 
 VERSION: Final = 1
 
@@ -24,25 +25,6 @@ FRAME_HEADER: Final = "zeromq.frame"
 
 _PLAIN: Final = frozenset({type(None), str, bytes, int, float, bool})
 _MOST_ID_BYTES: Final = 32
-
-
-class Message(NamedTuple):
-    """A record as its frames say.
-
-    Attributes:
-        payload: The value's bytes.
-        sender: Id of a sender that numbers its records.
-        number: The record's number, if there is a sender.
-        cause: Why it cannot be used, if so.
-    """
-
-    payload: bytes
-    key: Any = None
-    timestamp_ms: int | None = None
-    headers: Headers = ()
-    sender: bytes | None = None
-    number: int = 0
-    cause: str | None = None
 
 
 def header_packer() -> Callable[[bytes | None, int, Any, int | None, Headers], bytes]:
@@ -68,7 +50,7 @@ def header_packer() -> Callable[[bytes | None, int, Any, int | None, Headers], b
     return pack
 
 
-def read_message(frames: Sequence[bytes], *, has_topic: bool) -> Message:
+def read_message(frames: Sequence[bytes], *, has_topic: bool) -> Item:
     """Return the record that ``frames`` hold.
 
     Args:
@@ -78,24 +60,24 @@ def read_message(frames: Sequence[bytes], *, has_topic: bool) -> Message:
     payload = frames[-1]
     most = 3 if has_topic else 2
     if len(frames) == 1:
-        return Message(payload)
+        return Item(payload)
     if len(frames) > most:
         return _unusable(frames, f"expected {most} frames or fewer, found {len(frames)}")
     if len(frames) < most:
-        return Message(payload, _text(frames[0]))
+        return Item(payload, _text(frames[0]))
     try:
         sender, number, key, timestamp_ms, headers = _unpack_header(frames[-2])
     except Exception as error:  # it is a stranger's, and msgpack raises what it likes
         return _unusable(
             frames, f"expected the header of a zeromq sink before the value, found {error}"
         )
-    return Message(payload, key, timestamp_ms, headers, sender, number or 0)
+    return Item(payload, key, timestamp_ms, headers, sender=sender, number=number or 0)
 
 
-def _unusable(frames: Sequence[bytes], cause: str) -> Message:
+def _unusable(frames: Sequence[bytes], cause: str) -> Item:
     """Return a message that keeps all its frames."""
     others = tuple((FRAME_HEADER, frame) for frame in frames[:-1])
-    return Message(frames[-1], headers=others, cause=cause)
+    return Item(frames[-1], headers=others, cause=cause)
 
 
 def _unpack_header(frame: bytes) -> tuple[bytes | None, int | None, Any, int | None, Headers]:

@@ -1,4 +1,4 @@
-"""How to reach the peers: the options that ZeroMQ sources and sinks share."""
+"""What ZeroMQ sources and sinks declare: how to reach the peers, and what to exchange."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from streamflow.codecs.formats import FormatField, JsonFormat
 from streamflow.errors import Problem
 from streamflow.nodes.declarations import Declaration
 from streamflow.nodes.plugins import missing_packages
@@ -55,6 +56,8 @@ Connected: TypeAlias = Annotated[str, AfterValidator(_check_connected)]
 class Endpoints(Declaration):
     """How to reach the peers, for sources and sinks alike."""
 
+    type: Literal["zeromq"] = "zeromq"
+    requires: ClassVar[dict[str, str]] = REQUIRES
     incidental: ClassVar[frozenset[str]] = frozenset(
         {
             *("bind", "connect", "high_water_mark"),
@@ -155,3 +158,64 @@ class Endpoints(Declaration):
                 "give both as zmq.curve_keypair has made them"
             )
             yield Problem(("curve_public_key",), message)
+
+
+class ZeroMqSourceOptions(Endpoints):
+    """What to receive."""
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"end_after"})
+
+    socket: Literal["pull", "sub"] = Field(
+        description="pull from push, which shares records out; or sub from pub, which sends each "
+        "subscriber all of its topics."
+    )
+    topics: tuple[str, ...] = Field(
+        (),
+        description="Beginnings of the topics to subscribe to, with sub; without any, all of them.",
+    )
+    format: FormatField = Field(
+        default_factory=JsonFormat, description="How values become bytes and back."
+    )
+    end_after: float | None = Field(
+        None, gt=0, description="Seconds without a record after which the stream ends."
+    )
+
+    @field_validator("topics")
+    @classmethod
+    def _check_topics(cls, topics: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if topics and info.data.get("socket") == "pull":
+            message = "expected topics with socket: sub, found pull; remove them, or use sub"
+            raise ValueError(message)
+        return topics
+
+
+class ZeroMqSinkOptions(Endpoints):
+    """What to send."""
+
+    socket: Literal["push", "pub"] = Field(
+        description="push, which shares records out among pulling peers; or pub, which sends all "
+        "to each subscriber."
+    )
+    topic: str = Field("", description="Topic to publish under, with pub.")
+    format: FormatField = Field(
+        default_factory=JsonFormat, description="How values become bytes and back."
+    )
+    numbered: bool = Field(
+        True,
+        description="Whether records are numbered, so that a receiver counts what is lost. Turn it "
+        "off where several receivers share out what is pushed: each would miss some numbers.",
+    )
+    linger: float = Field(
+        10.0,
+        ge=0,
+        le=86_400,
+        description="Seconds that closing waits for peers to take what is on its way.",
+    )
+
+    @field_validator("topic")
+    @classmethod
+    def _check_topic(cls, topic: str, info: ValidationInfo) -> str:
+        if topic and info.data.get("socket") == "push":
+            message = "expected a topic with socket: pub, found push; remove it, or use pub"
+            raise ValueError(message)
+        return topic

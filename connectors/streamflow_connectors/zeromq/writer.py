@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -14,8 +14,9 @@ import zmq
 
 from streamflow.contracts import Context
 from streamflow.records import Batch, Rejected, split_rejected
+from streamflow_connectors.network.writing import SendingWriter
 from streamflow_connectors.zeromq.frames import header_packer
-from streamflow_connectors.zeromq.nodes import ZeroMqSink
+from streamflow_connectors.zeromq.options import ZeroMqSinkOptions
 from streamflow_connectors.zeromq.sockets import BURST, opened_socket, wait_for
 
 ID_BYTES: Final = 8
@@ -26,8 +27,12 @@ _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 @asynccontextmanager
-async def open_writer(sink: ZeroMqSink, context: Context) -> AsyncIterator[ZeroMqWriter]:
-    """Listen or connect; close when the block is left, once peers have taken what is on its way."""
+async def open_writer(sink: ZeroMqSinkOptions, context: Context) -> AsyncIterator[ZeroMqWriter]:
+    """Listen or connect; close when the block is left, once peers have taken what is on its way.
+
+    Raises:
+        ConnectorError: An endpoint is taken or cannot be used.
+    """
     options: dict[int, Any] = {zmq.SNDHWM: sink.high_water_mark}
     if sink.socket == "push":
         options[zmq.IMMEDIATE] = 1  # nothing is lined up for a peer that is away
@@ -36,22 +41,20 @@ async def open_writer(sink: ZeroMqSink, context: Context) -> AsyncIterator[ZeroM
         yield ZeroMqWriter(socket, sink, context)
 
 
-class ZeroMqWriter:
+class ZeroMqWriter(SendingWriter):
     """Sends on one socket; see `contracts.Writer`. Delivered means that ZeroMQ has it."""
 
-    def __init__(self, socket: zmq.Socket[bytes], sink: ZeroMqSink, context: Context) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], sink: ZeroMqSinkOptions, context: Context
+    ) -> None:
+        super().__init__(context)
         self._socket = socket
         self._sink = sink
-        self._name = context.name
         self._codec = sink.format.codec()
         self._topic = [sink.topic.encode()] if sink.socket == "pub" else []
         self._id = os.urandom(ID_BYTES) if sink.numbered else None
-        self._number = 0
         self._pack = header_packer()
         self._waiting_since: float | None = None
-
-    def __repr__(self) -> str:
-        return f"<ZeroMqWriter {self._name}: {self._number} sent>"
 
     async def write(self, batch: Batch) -> Rejected | None:
         """Send a batch, waiting while there is no room; return what cannot be sent."""
@@ -76,18 +79,10 @@ class ZeroMqWriter:
                 continue
             while not self._send(frames):
                 await self._wait()
-            self._number += 1
-            if self._number % BURST == 0:
+            self._num_sent += 1
+            if self._num_sent % BURST == 0:
                 await anyio.lowlevel.checkpoint()
         return split_rejected(batch, causes)[1]
-
-    async def flush(self) -> None:
-        """Do nothing: what was sent is on its way, and nobody says that it has arrived."""
-        await anyio.lowlevel.checkpoint()
-
-    async def mark(self) -> Mapping[str, Any]:
-        """Return nothing: what was sent cannot be taken back."""
-        return {}
 
     def retrying(self) -> str | None:
         """Return since when nobody takes records, if that is long."""
@@ -106,7 +101,7 @@ class ZeroMqWriter:
             message = f"expected at most {self._sink.max_bytes} bytes, found {len(payload)}"
             message += "; see max_bytes"
             raise ValueError(message)
-        header = self._pack(self._id, self._number, key, timestamp_ms, headers or ())
+        header = self._pack(self._id, self._num_sent, key, timestamp_ms, headers or ())
         return [*self._topic, header, payload]
 
     def _send(self, frames: Sequence[bytes]) -> bool:

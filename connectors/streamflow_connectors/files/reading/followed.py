@@ -32,7 +32,7 @@ _TAIL_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class FileIdentity:
     """What a file is known by.
 
     Attributes:
@@ -49,7 +49,7 @@ class Identity:
         return f"{self.inode:x}-{self.size_bytes:x}-{self.digest}"
 
     @classmethod
-    def parse(cls, text: str) -> Identity:
+    def parse(cls, text: str) -> FileIdentity:
         """Return what a position holds."""
         inode, size_bytes, digest = text.split("-")
         return cls(int(inode, 16), int(size_bytes, 16), digest)
@@ -114,7 +114,7 @@ class FollowedFile(OpenFile):
     @cached_property
     def partition(self) -> Partition:
         """What its records are positions of; known as soon as there is a record."""
-        identity = Identity(self.key[1], len(self._head), _digest(self._head))
+        identity = FileIdentity(self.key[1], len(self._head), _digest(self._head))
         place = self._place or (("path", self._path), ("file", str(identity)))
         return Partition(self._context.name, place, "line")
 

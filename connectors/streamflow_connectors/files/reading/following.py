@@ -35,7 +35,12 @@ from streamflow.codecs.formats import Format
 from streamflow.contracts import Context, Fetch
 from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Partition
-from streamflow_connectors.files.reading.followed import FINISHED, FollowedFile, Identity, key_of
+from streamflow_connectors.files.reading.followed import (
+    FINISHED,
+    FileIdentity,
+    FollowedFile,
+    key_of,
+)
 from streamflow_connectors.files.stamp import Stamp
 
 logger = logging.getLogger("streamflow.file")
@@ -316,7 +321,7 @@ class FollowingReader:
         resume = self._context.resume
         places = {place: dict(place) for place in resume.positions} if resume else {}
         known = {
-            place: Identity.parse(str(entries["file"]))
+            place: FileIdentity.parse(str(entries["file"]))
             for place, entries in places.items()
             if "file" in entries
         }
@@ -344,7 +349,7 @@ class FollowingReader:
                 "%s: waits for %s, which is not there yet", self._context.name, self._path
             )
 
-    def _passed_over(self, known: Collection[Identity], now: float) -> Iterator[FollowedFile]:
+    def _passed_over(self, known: Collection[FileIdentity], now: float) -> Iterator[FollowedFile]:
         """Yield files that came and were renamed since the last checkpoint, while nothing ran."""
         folder = self._context.folder
         since = min(map(FollowedFile.changed, self._files))
@@ -358,7 +363,9 @@ class FollowingReader:
                 file.last = now
                 yield file
 
-    def _locate(self, path: str, known: Identity, paths: list[str], taken: set[Path]) -> str | None:
+    def _locate(
+        self, path: str, known: FileIdentity, paths: list[str], taken: set[Path]
+    ) -> str | None:
         """Return where a file is now: as it was, under another name, restored, or as a copy."""
         folder = self._context.folder
         beside = [os.path.relpath(other, folder) for other, _ in _beside(folder / path)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -11,35 +11,12 @@ from anyio import to_thread
 
 from streamflow.contracts import Context, Fetch
 from streamflow.records import Partition
+from streamflow_connectors.files.reading.opened import OpenFile
 
+if TYPE_CHECKING:
+    from streamflow_connectors.files.reading.parquet_reader import OpenParquet
 
-class Opened(Protocol):
-    """A file that is being read."""
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether there is nothing more to return."""
-        ...
-
-    async def wait(self) -> None:
-        """Wait until reading gives something at once."""
-        ...
-
-    def read(self) -> Fetch | None:
-        """Return the next records; None if what was read completes none, or at the end."""
-        ...
-
-    def close(self) -> None:
-        """Close the file."""
-        ...
-
-
-class Opening(Protocol):
-    """Opens a file at the row to begin with."""
-
-    def __call__(self, path: str, *, start: int) -> Opened:
-        """Return the file."""
-        ...
+OpenedFile: TypeAlias = "OpenFile | OpenParquet"
 
 
 class FileReader:
@@ -48,15 +25,17 @@ class FileReader:
     Args:
         paths: Of the files.
         context: Of the node.
-        opened: What opens one of them.
+        opened: What opens one of them, at the row ``start``.
     """
 
-    def __init__(self, paths: list[str], context: Context, opened: Opening) -> None:
+    def __init__(
+        self, paths: list[str], context: Context, opened: Callable[..., OpenedFile]
+    ) -> None:
         self._paths = paths
         self._opened = opened
         self._context = context
         self._starts = context.resume.positions if context.resume else {}
-        self._file: Opened | None = None
+        self._file: OpenedFile | None = None
 
     async def receive(self) -> Fetch:
         """Return the next records of one file.
@@ -91,7 +70,7 @@ class FileReader:
             self._file.close()
             self._file = None
 
-    def _open(self) -> Opened:
+    def _open(self) -> OpenedFile:
         path = self._paths[0]
         start = self._starts.get((("path", path),), 1)
         return self._opened(path, start=start)

@@ -13,7 +13,7 @@ from streamflow.records import Batch
 from streamflow_connectors.files.headers import codec_of, fields_of, has_header
 
 
-class Encoder:
+class FileEncoder:
     """Encodes records for files of one format.
 
     The columns of csv files with a header are those of the first record that has any.

@@ -27,7 +27,7 @@ _SPECIAL: Final = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """How files are called.
 
     Attributes:

@@ -48,7 +48,7 @@ _MOST_BYTES: Final = 2**24
 """Of rows that are gathered, whatever their number."""
 
 
-class Row(NamedTuple):
+class ParquetRow(NamedTuple):
     """A record as a parquet file takes it.
 
     Attributes:
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     cells: list[Any]
 
 
-class Rows:
+class ParquetRows:
     """Records with the same fields.
 
     Args:
@@ -103,19 +103,19 @@ class Rows:
         }
         return Encoded(rows, causes)
 
-    def runs(self, payloads: list[Row]) -> Iterator[list[Row]]:
+    def runs(self, payloads: list[ParquetRow]) -> Iterator[list[ParquetRow]]:
         """Yield rows of the same columns."""
         for _, run in groupby(payloads, attrgetter("version")):
             yield list(run)
 
-    def size_of(self, payload: Row) -> int:
+    def size_of(self, payload: ParquetRow) -> int:
         """Return about what it takes before it is packed."""
         return sum(map(_size_of, payload.cells))
 
-    def opened(self, path: Path, payloads: list[Row], *, is_new: bool) -> RowPart:
+    def opened(self, path: Path, payloads: list[ParquetRow], *, is_new: bool) -> ParquetPart:
         """Open a file for rows of the columns of the first one."""
         version = payloads[0].version
-        return RowPart(path, version, self._schemas[version], self._format)
+        return ParquetPart(path, version, self._schemas[version], self._format)
 
     def mend(self, path: Path) -> bool:
         """Remove a file that a crash has left without its end, which nobody can read."""
@@ -125,7 +125,7 @@ class Rows:
         path.unlink()
         return False
 
-    def _row(self, value: Any) -> Row:
+    def _row(self, value: Any) -> ParquetRow:
         if not self._kinds or not isinstance(value, Mapping):
             message = f"no fields in {type(value).__name__}"
             raise TypeError(message)
@@ -139,7 +139,7 @@ class Rows:
             self._kinds = wider
             self._version += 1
             self._schemas[self._version] = self._schema()
-        return Row(self._version, [cell for _, cell in pairs.values()])
+        return ParquetRow(self._version, [cell for _, cell in pairs.values()])
 
     def _schema(self) -> pa.Schema:
         return pa.schema([(name, _TYPES[kind]) for name, kind in self._kinds.items()])
@@ -193,7 +193,7 @@ def _size_of(cell: Any) -> int:
     return _NUMBER_BYTES * (len(cell) if isinstance(cell, list) else 1)
 
 
-class RowPart:
+class ParquetPart:
     """A file of rows, which are gathered and written a group at a time.
 
     Args:
@@ -216,11 +216,11 @@ class RowPart:
             self._file, schema, compression=declared.compression, write_page_checksum=True
         )
 
-    def takes(self, payloads: list[Row]) -> bool:
+    def takes(self, payloads: list[ParquetRow]) -> bool:
         """Say whether rows have its columns."""
         return payloads[0].version == self._version
 
-    def write(self, payloads: list[Row], *, is_first: bool) -> None:
+    def write(self, payloads: list[ParquetRow], *, is_first: bool) -> None:
         """Gather rows, and write them if there are many."""
         for row in payloads:
             self._rows.append(row.cells)

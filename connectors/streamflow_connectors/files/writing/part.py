@@ -1,90 +1,26 @@
-"""The files of a sink that writes several: what each kind of file has to do."""
+"""Files of records that follow one another, of a sink that writes several."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 from streamflow.codecs.formats import Format
 from streamflow.contracts import Context, Encoded
 from streamflow.records import Batch
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.packing import packing_of
-from streamflow_connectors.files.writing.encoding import Encoder
+from streamflow_connectors.files.writing.encoding import FileEncoder
 from streamflow_connectors.files.writing.ends import mend
-
-
-class Part(Protocol):
-    """A file that grows."""
-
-    def takes(self, payloads: list[Any]) -> bool:
-        """Say whether payloads of one run may stand in it."""
-        ...
-
-    def write(self, payloads: list[Any], *, is_first: bool) -> None:
-        """Write payloads."""
-        ...
-
-    def flush(self) -> None:
-        """Let everything so far be in the file, if it can be."""
-        ...
-
-    def end(self) -> int:
-        """Let the file be whole up to here, and return its length in bytes."""
-        ...
-
-    def sync(self) -> None:
-        """Put the file on disk."""
-        ...
-
-    def close(self) -> None:
-        """Close the file."""
-        ...
-
-
-class Kind(Protocol):
-    """What records become, and the files that hold them.
-
-    Attributes:
-        goes_on: Whether a file that was whole and closed can be written on.
-    """
-
-    goes_on: ClassVar[bool]
-
-    @property
-    def fields(self) -> Any:
-        """What a later run is to know of the columns; None if that is nothing."""
-        ...
-
-    def encode(self, batch: Batch) -> Encoded:
-        """Return the payloads of a batch, each what this kind of file takes of one record."""
-        ...
-
-    def runs(self, payloads: list[Any]) -> Iterator[list[Any]]:
-        """Yield payloads in order, so many at once as may stand in one file."""
-        ...
-
-    def size_of(self, payload: Any) -> int:
-        """Return how many bytes a payload counts."""
-        ...
-
-    def opened(self, path: Path, payloads: list[Any], *, is_new: bool) -> Part:
-        """Open a file for such payloads."""
-        ...
-
-    def mend(self, path: Path) -> bool:
-        """Let a file that is there be whole; say whether there is anything in it.
-
-        Raises:
-            ValueError: It is of another format.
-        """
-        ...
 
 
 class Lines:
     """Records that follow one another, as in json lines, csv and msgpack.
+
+    Attributes:
+        goes_on: Whether a file that was whole and closed can be written on.
 
     Args:
         declared: The format.
@@ -101,7 +37,7 @@ class Lines:
         self._format = declared
         self._context = context
         self._name = name
-        self._encoder = Encoder(declared, fields)
+        self._encoder = FileEncoder(declared, fields)
         self._end_bytes = len(declared.terminator)
 
     @property
@@ -131,7 +67,13 @@ class Lines:
         return header + self._format.terminator.join([*payloads, b""])
 
     def mend(self, path: Path) -> bool:
-        """Let a file end between two records; all files of csv must have the same columns."""
+        """Let a file end between two records; say whether there is anything in it.
+
+        Raises:
+            ConnectorError: That would cut off bytes that no checkpoint knows of.
+            OSError: It cannot be read or written.
+            ValueError: It is of another format, or of other columns than the files before.
+        """
         mend(path, self._format, self._context)
         if has_header(self._format) and (header := read_header(path, self._format)) is not None:
             self._check(path, list(csv_codec(self._format, header).fields))
@@ -139,7 +81,7 @@ class Lines:
 
     def _check(self, path: Path, fields: list[str]) -> None:
         if self.fields is None:
-            self._encoder = Encoder(self._format, fields)
+            self._encoder = FileEncoder(self._format, fields)
         elif fields != self.fields:
             message = f"the columns {', '.join(fields)} in {path.name} of {path.parent.name}, and "
             message += f"{', '.join(self.fields)} in another file"

@@ -24,15 +24,24 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from streamflow.checkpoints.disk import make_folder, sync_folder
 from streamflow.contracts import Context
 from streamflow.records import Batch, Rejected, split_rejected
 from streamflow_connectors.files.packing import UNFINISHED
 from streamflow_connectors.files.writing.ends import cut_back, mark_of, other_files
-from streamflow_connectors.files.writing.layout import Layout
-from streamflow_connectors.files.writing.part import Kind, Part
+from streamflow_connectors.files.writing.layout import FileLayout
+from streamflow_connectors.files.writing.part import LinePart, Lines
+
+if TYPE_CHECKING:
+    from streamflow_connectors.files.writing.parquet_writer import ParquetPart, ParquetRows
+
+Kind: TypeAlias = "Lines | ParquetRows"
+"""What records become, and the files that hold them."""
+
+Part: TypeAlias = "LinePart | ParquetPart"
+"""A file that grows."""
 
 
 @dataclass(slots=True)
@@ -83,7 +92,7 @@ class Parts:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: FileLayout,
         make: Callable[[Any], Kind],
         context: Context,
         *,
@@ -146,7 +155,8 @@ class Parts:
         self.finish_due(now)
         for folder, payloads in self._grouped(pairs):
             track = self._tracks.setdefault(folder, Track(folder))
-            for run in self._kind.runs(payloads):
+            runs: Iterator[list[Any]] = self._kind.runs(payloads)
+            for run in runs:
                 if track.part is not None and not track.part.takes(run):
                     self._finish(track)
                 self._write(track, run, now)

@@ -16,6 +16,7 @@ from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Rejected
 from streamflow_connectors.files.writing.encoding import cannot_write
 from streamflow_connectors.files.writing.parts import Parts
+from streamflow_connectors.network.loops import beside
 
 _Result = TypeVar("_Result")
 
@@ -24,20 +25,12 @@ _Result = TypeVar("_Result")
 async def opened_parts(parts: Parts, path: str, context: Context) -> AsyncIterator[PartsWriter]:
     """Give a writer; leaving the block lets all files be whole, an exception leaves them."""
     writer = PartsWriter(parts, path, context)
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        if parts.is_timed:
-            tasks.start_soon(writer.watch)
-        try:
+    try:
+        async with beside(writer.watch):
             yield writer
             await writer.end()
-        except Exception as error:  # the task group would wrap it
-            failure = error
-        finally:
-            writer.close()
-            tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    finally:
+        writer.close()
 
 
 class PartsWriter:
@@ -92,7 +85,7 @@ class PartsWriter:
 
     async def watch(self) -> None:
         """Finish files when they are old enough, also if nothing comes any more."""
-        while self._failure is None:
+        while self._parts.is_timed and self._failure is None:
             async with self._one_at_a_time:
                 self._changed, due = anyio.Event(), self._parts.next_due
             with anyio.CancelScope(deadline=math.inf if due is None else due) as scope:

@@ -24,7 +24,7 @@ from streamflow.errors import ConnectorError
 from streamflow.records import Batch, Rejected, split_rejected
 from streamflow_connectors.files.headers import csv_codec, has_header, read_header
 from streamflow_connectors.files.packing import packing_of
-from streamflow_connectors.files.writing.encoding import Encoder, cannot_write
+from streamflow_connectors.files.writing.encoding import FileEncoder, cannot_write
 from streamflow_connectors.files.writing.ends import cut_back, mark_of, mend, other_files
 
 logger = logging.getLogger("streamflow.file")
@@ -93,7 +93,7 @@ class FileWriter:
         self._path = path
         self._format = declared
         self._context = context
-        self._encoder = Encoder(declared, fields)
+        self._encoder = FileEncoder(declared, fields)
         self._has_header = bool(fields)
         status = os.fstat(descriptor)
         packing = packing_of(path)
