@@ -268,7 +268,7 @@ class Pipeline:
 
     @property
     def learning(self) -> str:
-        """How samples are learned now: ``compiled, ...`` or ``eager...``, with the reason."""
+        """How samples are learned now: ``compiled: CODE``, or ``eager...`` with the reason."""
         if self._flow is None:
             return EAGER_SO_FAR
         switch = self._flow.switch

@@ -1,4 +1,19 @@
-"""All stages of a pipeline as compiled code, beside the eager ones that they take over from."""
+"""All stages of a pipeline as compiled code, beside the eager ones that they take over from.
+
+Theory of operation. Both work on the same parameters, buffers and optimizer's state, so that either
+may go on at any time. Only samples in flight lie elsewhere: in objects of the eager workers, or in
+slots of rings, sample ``n`` in slot ``n % len(rings)``:
+
+    take_over    worker.in_flight -> rings, runner.place; then the workers have nothing
+    learn        prepare, work -> runner.run -> finish; gradients may stay in the rings
+    drain        the same without samples, until nothing is in flight
+    hand_over    runner.numbers, rings -> worker.replace; then the rings have nothing
+
+The code knows nothing of learning rates, counts of steps and random numbers. A call gets the
+factors of as many updates as it may make, one for every sample that it takes or finds in flight;
+random numbers are drawn before, in the order in which eager stages draw them. Then ``finish`` moves
+counters and schedules as far as updates were made.
+"""
 
 import time
 from collections.abc import Sequence
@@ -7,40 +22,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from streamflow.pipeline import trees
 from streamflow.pipeline.capture import noise
 from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.native.bound_stage import CompiledStage
-from streamflow.pipeline.native.runner import Done, Routine, Rows, Work
-from streamflow.pipeline.running.worker import Worker
+from streamflow.pipeline.native.native import Native
+from streamflow.pipeline.native.rings import Done, EagerWorker, Rows, Work
 from streamflow.pipeline.stages.messages import Gradient, Sample
 from streamflow.pipeline.stages.stage import Held
+from streamflow.pipeline.torch_private import pytree
 
 
-class Line:
+class CompiledStages:
     """Compiled stages in a row.
 
     Attributes:
         stages: First stage first.
-        routine: Their code, once it is there.
+        runner: Their code, once it is there.
     """
 
     def __init__(self, stages: Sequence[CompiledStage]) -> None:
         self.stages = stages
-        self.routine: Routine | None = None
+        self.runner: Native | None = None
         recording = stages[-1].recording
         self._structure = recording.structure
-        self._outputs = [(shape[1:], dtype) for shape, dtype in recording.outputs]
+        self._outputs = recording.outputs
         self._num_inputs = len(stages[0].recording.inputs)
         layout = recording.learn.layout
         self._num_labels = layout.others + layout.weights
 
     def __repr__(self) -> str:
-        state = "nothing yet" if self.routine is None else "ready"
+        state = "nothing yet" if self.runner is None else "ready"
         count = len(self.stages)
-        return f"<Line: {count} stage{'s' * (count > 1)}, {state}>"
+        return f"<CompiledStages: {count} stage{'s' * (count > 1)}, {state}>"
 
     def prepare(self) -> None:
         """Take in what has changed since the last call; before a run of calls.
@@ -84,7 +99,7 @@ class Line:
         self._run(work, self._rows([], [], []), drain=True, threads=threads)
 
     def rehearse(
-        self, samples: Sequence[Tensor], is_learned: Sequence[bool], workers: Sequence[Worker]
+        self, samples: Sequence[Tensor], is_learned: Sequence[bool], workers: Sequence[EagerWorker]
     ) -> tuple[list[Tensor] | None, float]:
         """Learn samples as the workers, which are at rest, would, but on copies of all.
 
@@ -92,15 +107,15 @@ class Line:
             Outputs and what would be written, or None where nothing was learned; and the
             seconds that it took.
         """
-        assert self.routine is not None
+        assert self.runner is not None
         self._load(workers)
         updates = len(is_learned) + self._most_held
         work = [stage.copy_of(stage.work(updates)) for stage in self.stages]
         rows = self._rows(samples, self._foresee(len(is_learned)), is_learned)
         start = time.perf_counter()
-        done = self.routine.run(work, rows, drain=False, threads=False)
+        done = self.runner.run(work, rows, drain=False, threads=False)
         seconds = time.perf_counter() - start
-        self.routine.place([0] * len(self.stages))
+        self.runner.place([0] * len(self.stages))
         if not done.made[-1]:
             return None, seconds
         written = [
@@ -114,7 +129,7 @@ class Line:
         """Return what is written as it is now."""
         return [tensor for stage in self.stages for tensor in stage.written()]
 
-    def take_over(self, workers: Sequence[Worker]) -> None:
+    def take_over(self, workers: Sequence[EagerWorker]) -> None:
         """Have in flight what the workers, which are at rest, have; they then have nothing.
 
         Raises:
@@ -124,48 +139,48 @@ class Line:
         for worker in workers:
             worker.replace([], [])
 
-    def hand_over(self, workers: Sequence[Worker], number: int) -> None:
+    def hand_over(self, workers: Sequence[EagerWorker], number: int) -> None:
         """Give the workers, which have nothing in flight, what is in flight here.
 
         Args:
             workers: Of the eager stages.
             number: Samples that have entered the pipeline.
         """
-        assert self.routine is not None
-        numbers = self.routine.numbers()
+        assert self.runner is not None
+        numbers = self.runner.numbers()
         for index, (stage, worker) in enumerate(zip(self.stages, workers, strict=True)):
             held = [self._held(index, n, number - numbers[index].stop + n) for n in numbers[index]]
             behind = numbers[index + 1].start if index + 1 < len(workers) else 0
             came = range(numbers[index].start, behind)
             worker.replace(held, [self._gradient(index, n) for n in came])
             stage.stage.resume(held)
-        self.routine.place([0] * len(self.stages))
+        self.runner.place([0] * len(self.stages))
 
     def close(self) -> None:
         """End what runs the stages."""
-        if self.routine is not None:
-            self.routine.close()
+        if self.runner is not None:
+            self.runner.close()
 
     @property
     def _most_held(self) -> int:
         """Samples that a stage holds at most when it is at rest."""
-        assert self.routine is not None
-        return len(self.routine.slots[0])
+        assert self.runner is not None
+        return len(self.runner.rings[0])
 
     def _draw(self, count: int) -> list[Tensor]:
         """Draw the random numbers of the samples that come next; remember how."""
-        assert self.routine is not None
+        assert self.runner is not None
         found: list[Tensor] = []
-        for stage, slots in zip(self.stages, self.routine.slots, strict=True):
+        for stage, rings in zip(self.stages, self.runner.rings, strict=True):
             noises = stage.recording.noises
             if noises:
-                kept = len(slots) if len(self.stages) > 1 else 0
+                kept = len(rings) if len(self.stages) > 1 else 0
                 draw = partial(noise.draw, noises, count, kept)
                 drawn, states = stage.stage.randomness.draw(draw)
                 found += drawn
-                last = self.routine.numbers()[0].stop + count
+                last = self.runner.numbers()[0].stop + count
                 for n, state in enumerate(states, last - len(states)):
-                    slots.states[n % len(slots)] = state
+                    rings.states[n % len(rings)] = state
         return found
 
     def _foresee(self, count: int) -> list[Tensor]:
@@ -180,7 +195,9 @@ class Line:
         self, samples: Sequence[Tensor], noises: Sequence[Tensor], is_learned: Sequence[bool]
     ) -> Rows:
         count = len(is_learned)
-        outputs = [torch.empty((count, *shape), dtype=dtype) for shape, dtype in self._outputs]
+        outputs = [
+            torch.empty((count, *spec.shape[1:]), dtype=spec.dtype) for spec in self._outputs
+        ]
         inputs, labels = samples[: self._num_inputs], samples[self._num_inputs :]
         if not count:
             inputs = [torch.empty(0)] * self._num_inputs
@@ -190,36 +207,36 @@ class Line:
         return Rows(inputs, noises, labels, outputs, bytes(is_learned), count)
 
     def _run(self, work: Sequence[Work], rows: Rows, *, drain: bool, threads: bool) -> Done:
-        assert self.routine is not None
-        done = self.routine.run(work, rows, drain=drain, threads=threads)
+        assert self.runner is not None
+        done = self.runner.run(work, rows, drain=drain, threads=threads)
         for stage, made, skipped in zip(self.stages, done.made, done.skipped, strict=True):
             stage.finish(made, skipped)
         return done
 
-    def _load(self, workers: Sequence[Worker]) -> None:
+    def _load(self, workers: Sequence[EagerWorker]) -> None:
         """Copy what workers have in flight."""
-        assert self.routine is not None
+        assert self.runner is not None
         in_flight = [worker.in_flight for worker in workers]
         counts = [len(held) for held, _ in in_flight]
-        self.routine.place(counts)
+        self.runner.place(counts)
         for index, (held, gradients) in enumerate(in_flight):
-            slots = self.routine.slots[index]
+            rings = self.runner.rings[index]
             numbers = range(counts[0] - counts[index], counts[0])
             for n, sample in zip(numbers, held, strict=True):
                 buffers = sample.buffers or {}
                 names = self.stages[index].recording.snapshots
-                _fill(slots.inputs, n, trees.tensors(sample.values))
-                _fill(slots.snapshots, n, [buffers[name] for name in names])
-                if slots.noises:
+                _fill(rings.inputs, n, trees.tensors(sample.values))
+                _fill(rings.snapshots, n, [buffers[name] for name in names])
+                if rings.noises:
                     assert sample.random is not None
                     drawn = _replayed(self.stages[index], 1, sample.random)
-                    _fill(slots.noises, n, [tensor[0] for tensor in drawn])
-                    slots.states[n % len(slots)] = sample.random
+                    _fill(rings.noises, n, [tensor[0] for tensor in drawn])
+                    rings.states[n % len(rings)] = sample.random
             for n, gradient in zip(numbers, gradients, strict=False):
-                slots.is_empty[n % len(slots)] = gradient.values is None
+                rings.is_empty[n % len(rings)] = gradient.values is None
                 if gradient.values is not None:
                     self._check_reached(index, gradient.values)
-                    _fill(slots.gradients, n, [g for g in gradient.values if g is not None])
+                    _fill(rings.gradients, n, [g for g in gradient.values if g is not None])
 
     def _check_reached(self, index: int, gradients: Sequence[Tensor | None]) -> None:
         reached = self.stages[index].recording.reached
@@ -228,20 +245,20 @@ class Line:
             raise Unsupported(msg)
 
     def _held(self, index: int, n: int, number: int) -> Held:
-        assert self.routine is not None
-        stage, slots = self.stages[index], self.routine.slots[index]
+        assert self.runner is not None
+        stage, rings = self.stages[index], self.runner.rings[index]
         names = stage.recording.snapshots
-        values = pytree.tree_unflatten(_copies(slots.inputs, n), stage.recording.values)
-        buffers = dict(zip(names, _copies(slots.snapshots, n), strict=True))
-        random = slots.states[n % len(slots)]
+        values = pytree.tree_unflatten(_copies(rings.inputs, n), stage.recording.values)
+        buffers = dict(zip(names, _copies(rings.snapshots, n), strict=True))
+        random = rings.states[n % len(rings)]
         return stage.stage.recalled(Sample(number, True), values, buffers, random)
 
     def _gradient(self, index: int, n: int) -> Gradient:
-        assert self.routine is not None
-        slots = self.routine.slots[index]
-        if slots.is_empty[n % len(slots)]:
+        assert self.runner is not None
+        rings = self.runner.rings[index]
+        if rings.is_empty[n % len(rings)]:
             return Gradient(None)
-        found = iter(_copies(slots.gradients, n))
+        found = iter(_copies(rings.gradients, n))
         reached = self.stages[index].recording.reached
         return Gradient([next(found) if is_there else None for is_there in reached])
 

@@ -21,16 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamflow.errors import PartitionError
-from streamflow.pipeline import trees
+from streamflow.pipeline import torch_private, trees
+from streamflow.pipeline.torch_private import pytree, watching
 
 # Tracing patches ``nn.Module`` for the whole process.
 _TRACING = threading.Lock()
 _DEVICES = ("cpu", "cuda")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FACTORIES = (
     "arange",
     "as_tensor",
@@ -161,7 +159,7 @@ def _trace(module: nn.Module, is_leaf: IsLeaf, kind: Kind | None) -> Trace:
     with _TRACING:
         tracer = _Tracer(module, is_leaf, kind)
         try:
-            with _unchanged(module), torch.enable_grad(), _NoDraws(), _recording(tracer):  # type: ignore[no-untyped-call]
+            with _unchanged(module), torch.enable_grad(), watching(_no_draws), _recording(tracer):
                 graph = tracer.trace(module, concrete_args=_defaults(module))
         except Exception as error:
             msg = (
@@ -269,7 +267,9 @@ class _Tracer(fx.Tracer):
             .lstrip()
             .startswith("assert ")
         ):
-            self.create_proxy("call_function", torch._assert, (obj, "assertion failed"), {})
+            self.create_proxy(
+                "call_function", torch_private.ASSERT.get(), (obj, "assertion failed"), {}
+            )
             return True
         return super().to_bool(obj)
 
@@ -320,25 +320,17 @@ class _Tracer(fx.Tracer):
         return self.create_node("get_attr", name, (), {})
 
 
-class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses random numbers that are drawn while the code is traced and would stay the same."""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            msg = "random numbers, which a trace would draw once"
-            raise PartitionError(msg)
-        return func(*args, **(kwargs or {}))
+def _no_draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Refuse random numbers that are drawn while the code is traced and would stay the same."""
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        msg = "random numbers, which a trace would draw once"
+        raise PartitionError(msg)
+    return func(*args, **kwargs)
 
 
 def check_no_hooks(module: nn.Module, name: str) -> None:
     """Raise where a module that is traced has hooks, which would run only while it is."""
-    if any(getattr(module, hooks) for hooks in _HOOKS):
+    if any(getattr(module, hooks) for hooks in torch_private.HOOKS):
         where = f"of {name!r}" if name else "of the network itself"
         msg = f"hooks {where}, which a trace would lose"
         raise PartitionError(msg)

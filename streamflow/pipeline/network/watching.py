@@ -5,15 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from streamflow.pipeline import torch_private
 from streamflow.pipeline.capture.held_tensors import Unsupported
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-_OWN = {*vars(nn.Module()), "_flat_weights"} - {"training"}
+_OWN = {*vars(nn.Module()), torch_private.FLAT_WEIGHTS[0]} - {"training"}
 _SIMPLE = (int, float, str)
 
 
@@ -36,13 +31,17 @@ class Attributes:
 
     def _watch(self, name: str, part: nn.Module) -> None:
         attributes = vars(part)
-        parameters = [p for p in part._parameters.values() if p is not None]
-        self._hooks += [attributes[key] for key in _HOOKS]
+        parameters = [p for p in torch_private.parameters_of(part).values() if p is not None]
+        self._hooks += [attributes[key] for key in torch_private.HOOKS]
         self._gradients += [(parameter, parameter.requires_grad) for parameter in parameters]
-        if any(self._hooks) or any(parameter._backward_hooks for parameter in parameters):
+        if any(self._hooks) or any(map(torch_private.hooks_of, parameters)):
             msg = f"{name} has hooks"
             raise Unsupported(msg)
-        for held in (attributes, part._modules, part._parameters):
+        for held in (
+            attributes,
+            torch_private.children_of(part),
+            torch_private.parameters_of(part),
+        ):
             for key, value in held.items():
                 if held is attributes and key in _OWN:
                     continue

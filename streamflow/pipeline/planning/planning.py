@@ -262,6 +262,7 @@ def _plan(
             options.schedule,
             surroundings,
         ),
+        learning=trials.learning[num_stages, executor] if is_compiled else "",
         is_compiled=is_compiled,
         tried=tuple(Tried(*way, rate) for way, rate in trials.tried.items()),
     )

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from streamflow.errors import OptionError
-from streamflow.pipeline import torch_private, trees
+from streamflow.pipeline import trees
 from streamflow.pipeline.admission import Admission
+from streamflow.pipeline.codegen.libraries import find_compiler
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.planning.costs import Cost
 from streamflow.pipeline.routing.eager import Flow
@@ -145,7 +146,7 @@ class Rehearsal:
         switch = self._flow.switch
         if switch is None:
             return f"eager: {self._why_eager}"
-        if switch.status == EAGER_SO_FAR and torch_private.find_compiler() is None:
+        if switch.status == EAGER_SO_FAR and find_compiler() is None:
             return "eager: no C++ compiler"
         return switch.status
 

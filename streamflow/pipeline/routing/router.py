@@ -161,7 +161,8 @@ class Switch:
             return f"eager: {self.reason}"
         if any(kind.is_tried for kind in self._kinds.values()):
             where = "" if self._is_one else f", {'threads' if self._threads else 'inline'}"
-            return f"compiled{where}"
+            code = min(kind.compiler.code for kind in self._kinds.values() if kind.is_tried)
+            return f"compiled: {code}{where}"
         is_busy = any(kind.compiler.is_busy for kind in self._kinds.values())
         return "eager while it compiles" if is_busy else EAGER_SO_FAR
 

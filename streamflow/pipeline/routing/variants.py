@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamflow.pipeline import torch_private, trees
+from streamflow.pipeline import trees
 from streamflow.pipeline.admission import Batch
 from streamflow.pipeline.capture.recorder import record
 from streamflow.pipeline.codegen.cache import Compiler
+from streamflow.pipeline.codegen.libraries import find_compiler
 from streamflow.pipeline.native.bound_stage import CompiledStage
-from streamflow.pipeline.native.line import Line
+from streamflow.pipeline.native.line import CompiledStages
 from streamflow.pipeline.native.native import Native
 from streamflow.pipeline.network.watching import Attributes
 from streamflow.pipeline.options import Options
@@ -45,7 +46,7 @@ class Kind:
         is_prepared: Whether nothing else was at the stages since the last call.
     """
 
-    line: Line
+    line: CompiledStages
     compiler: Compiler
     attributes: Attributes
     inputs: Any
@@ -57,7 +58,7 @@ class Kind:
     @property
     def is_ready(self) -> bool:
         """Whether the code is there."""
-        return self.line.routine is not None
+        return self.line.runner is not None
 
     def load(self, options: Options) -> None:
         """Load the code of all stages, where it is on disk."""
@@ -65,7 +66,7 @@ class Kind:
         if paths is None:
             return
         recordings = [stage.recording for stage in self.line.stages]
-        self.line.routine = Native(
+        self.line.runner = Native(
             recordings,
             orders(options.schedule, len(recordings)),
             paths,
@@ -74,7 +75,7 @@ class Kind:
 
     def make(self, options: Options, *, waits: bool) -> None:
         """Have the code made, which may take a while; ``compiler.failure`` says why it is not."""
-        if torch_private.find_compiler() is None:
+        if find_compiler() is None:
             self.compiler.failure = "no C++ compiler; apt install g++"
         if self.compiler.failure:
             return
@@ -108,7 +109,7 @@ def kind_of(stages: Sequence[Stage], batch: Batch, options: Options) -> Kind:
     for stage, recording in pairs:
         if recording.noises:
             stage.randomness.is_used = True
-    line = Line([CompiledStage(stage, recording) for stage, recording in pairs])
+    line = CompiledStages([CompiledStage(stage, recording) for stage, recording in pairs])
     compiler = Compiler(recordings, _num_threads(stages))
     shared = max(FEWEST, min(MOST, _CHANGE // max(_size(stages), 1)))
     return Kind(line, compiler, attributes, inputs_key(batch), shared)
