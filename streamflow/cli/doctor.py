@@ -20,7 +20,7 @@ from rich.text import Text
 
 from streamflow.cli import exit_codes
 from streamflow.cli.finding import Finding
-from streamflow.cli.toolchain import compilation, extensions
+from streamflow.cli.toolchain import compilation, extensions, private_names
 from streamflow.config.catalog import entries
 from streamflow.errors import Problem
 from streamflow.graph.graph import Graph
@@ -55,14 +55,17 @@ def _findings(graph: Graph | None) -> Iterator[Finding]:
     if not torch.cure:
         yield from _hardware()
         yield from compiling
+        yield from private_names()
     if graph is not None:
         yield from _connections(graph)
         problems = _problems(graph, has_torch=not torch.cure)
         for problem in problems:
             yield Finding(str(graph.folder), str(problem), "see the message", is_needed=True)
         if not torch.cure:
-            cannot = next((f"{one.subject} {one.found}" for one in compiling if one.cure), "")
-            yield from _models(graph, problems, cannot)
+            from streamflow.pipeline.torch_private import why_eager
+
+            lacking = [f"{one.subject} {one.found}" for one in compiling if one.cure]
+            yield from _models(graph, problems, lacking[0] if lacking else why_eager())
 
 
 def _software() -> Iterator[Finding]:
@@ -138,18 +141,18 @@ def _models(graph: Graph, problems: Sequence[Problem], cannot: str) -> Iterator[
 
 def _learning(name: str, model: Model, folder: Path, cannot: str) -> Finding:
     """Return how a model would learn."""
-    from streamflow.cli.learning import why_learned_eagerly
+    from streamflow.cli.learning import TO_BE_COMPILED, learning_of
     from streamflow.models.shapes import ShapeError
 
     subject = f"{name}: learning"
     try:
-        reason = why_learned_eagerly(model, folder) or cannot
+        found = learning_of(model, folder)
     except ShapeError as error:
         what = str(error).partition("; ")[0]
         return Finding(subject, f"not known before the first record: {what}")
     except Exception as error:  # a network may refuse a record in any way
         return Finding(subject, f"does not learn a random record: {error}", "see the message")
-    return Finding(subject, f"eager: {reason}" if reason else "compiled")
+    return Finding(subject, f"eager: {cannot}" if found == TO_BE_COMPILED and cannot else found)
 
 
 def _connections(graph: Graph) -> Iterator[Finding]:

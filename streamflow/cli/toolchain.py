@@ -71,12 +71,22 @@ def _extension(package: str, extension: Extension) -> Finding:
     return Finding(subject, "there")
 
 
+def private_names() -> Iterator[Finding]:
+    """Yield what this version of torch lacks that compiled code is made with."""
+    from streamflow.pipeline.torch_private import KNOWN, NAMES
+
+    for name in NAMES:
+        if name.missing():
+            cure = f"install torch {KNOWN}: {name.without}"
+            yield Finding("torch", f"has no {name}, which {name.purpose}", cure)
+
+
 def compilation() -> list[Finding]:
     """Return whether networks can be compiled here: there is nothing to cure if they can.
 
     What they need is tried: a library is compiled and loaded where they are kept.
     """
-    from streamflow.pipeline.torch_private import find_compiler
+    from streamflow.pipeline.codegen.libraries import find_compiler
 
     command = find_compiler()
     compiler = shutil.which(command or "") or command
@@ -106,7 +116,7 @@ def _cache() -> Path:
     Raises:
         OSError: Nothing can be written there.
     """
-    from streamflow.pipeline.torch_private import cache_folder
+    from streamflow.pipeline.codegen.libraries import cache_folder
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +126,7 @@ def _cache() -> Path:
 
 def _trial_failure(folder: Path) -> str:
     """Return why what networks need does not compile or load there, if it does not."""
-    from streamflow.pipeline.torch_private import build_library
+    from streamflow.pipeline.torch_private import Unavailable, build_library
 
     with tempfile.TemporaryDirectory(dir=folder) as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of headers that networks do without
@@ -124,6 +134,8 @@ def _trial_failure(folder: Path) -> str:
         try:
             build_library(_TRIAL, library)
             ctypes.CDLL(str(library))
+        except Unavailable:  # which is told beside
+            return ""
         except Exception as error:  # a compiler may fail in any way
             return _told(error)
     return ""
