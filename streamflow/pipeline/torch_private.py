@@ -122,7 +122,8 @@ WRITTEN_CODE = Name(
 ASYNC_COMPILE = Name(
     "torch._inductor.async_compile:AsyncCompile", "is called with kernels", _LIBRARY_CALLS
 )
-# Loops that share only their outer part were slower fused, and some could not be made.
+# Loops that share only their outer part were slower fused, and some could not be made:
+# https://github.com/pytorch/pytorch/pull/121625, https://github.com/pytorch/pytorch/issues/144186
 OUTER_FUSION = Name(
     "torch._inductor.codegen.cpp:CppScheduling._get_outer_loop_fusion_depth",
     "says which loops are fused",
@@ -176,7 +177,8 @@ def watching(
         ) -> Any:
             return handle(func, args, kwargs or {})
 
-    # Torch wraps a method that a mode itself has so that its first call imports the compiler.
+    # Torch wraps a method that a mode itself has so that its first call imports the compiler, and
+    # all are slower: https://github.com/pytorch/pytorch/issues/188077
     class Mode(Handler, dispatch):  # type: ignore[misc, valid-type]
         pass
 

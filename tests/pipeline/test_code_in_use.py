@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,56 +11,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.learning import Encoder, Recurrent, Window, perceptron, with_dropout
+from benchmarks.learning import NETWORKS, Network, perceptron
 from streamflow.pipeline import Pipeline, torch_private
+from streamflow.pipeline.capture.recorder import record
 from streamflow.pipeline.codegen import libraries
+from streamflow.pipeline.codegen.building import ProgramSpec, Request, source_of
+from streamflow.pipeline.torch_private import Unlisted
+from tests.pipeline.test_recording import Recorded
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("cache")]
+pytestmark = pytest.mark.timeout(300)
 
 sgd = partial(torch.optim.SGD, lr=0.001)
+OWN = ["mlp-16-32-1", "mlp-64x8", "mlp-256x8", "mlp-1024x8", "gru-32", "dropout-64x8"]
+SLOW = ["lstm-20-steps"]
 
 
-def learner(net: nn.Module, inputs: Tensor, targets: Tensor, state: tuple[str, ...]) -> Pipeline:
-    pipeline = Pipeline(net, loss=F.mse_loss, optimizer=sgd, state=state, compile=True)
-    for _ in range(3):
-        pipeline.process(inputs, targets)
-    return pipeline
+def written(network: Network) -> str:
+    """Return C++ of a network as the compiler's process writes it."""
+    stage = Recorded(network.make(), optimizer=sgd, state=network.state).stage
+    inputs, targets = torch.randn(1, *network.shape), torch.randn(1, network.outputs)
+    (recording,) = record([stage], inputs, targets, None, None)
+    with torch.no_grad():
+        return source_of(Request([*map(ProgramSpec.of, recording.programs)], Path(), 1))
 
 
-def convolutions() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2)
-    )
-
-
-# The networks of benchmarks/learning.py, smaller where compiling them would take long.
 @pytest.mark.parametrize(
-    ("make", "shape", "outputs", "state", "code"),
-    [
-        (partial(perceptron, 16, 32, 1), (16,), 1, (), "own kernels"),
-        (partial(perceptron, 64, 64, 64, 64), (64,), 64, (), "own kernels"),
-        (partial(with_dropout, 64, 64, 64, 64), (64,), 64, (), "own kernels"),
-        (Recurrent, (16,), 1, ("h",), "own kernels"),
-        (Window, (3, 8), 1, (), "own kernels"),
-        (convolutions, (3, 4, 4), 2, (), "library calls"),
-        pytest.param(Encoder, (4, 64), 1, (), "library calls", marks=pytest.mark.slow),
-    ],
-    ids=["mlp-16-32-1", "mlp-64x3", "dropout-64x3", "gru-32", "lstm-3-steps", "cnn", "transformer"],
+    "name", [*OWN, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
-def test_the_networks_of_the_benchmark_learn_by_the_code_that_they_should(
-    make: Callable[[], nn.Module],
-    shape: tuple[int, ...],
-    outputs: int,
-    state: tuple[str, ...],
-    code: str,
-    caplog: pytest.LogCaptureFixture,
+def test_the_networks_of_the_benchmark_become_own_kernels(name: str) -> None:
+    assert 'extern "C" bool learn(' in written(NETWORKS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "library"), [("cnn", "aten.convolution"), ("transformer", "aten.mm|aten.addmm")]
+)
+def test_those_that_call_libraries_say_which(name: str, library: str) -> None:
+    with pytest.raises(Unlisted, match=f"it calls ({library})"):
+        written(NETWORKS[name])
+
+
+def test_no_network_of_the_benchmark_is_forgotten() -> None:
+    assert {*OWN, *SLOW, "cnn", "transformer"} == NETWORKS.keys()
+
+
+def learned(net: nn.Module, inputs: Tensor, targets: Tensor) -> str:
+    """Return how a network learns, compiled."""
+    with Pipeline(net, loss=F.mse_loss, optimizer=sgd, compile=True) as pipeline:
+        for _ in range(3):
+            pipeline.process(inputs, targets)
+        return pipeline.learning
+
+
+def test_the_code_that_was_made_is_the_code_in_use(
+    cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    torch.manual_seed(0)
-    with (
-        caplog.at_level(logging.WARNING, "streamflow"),
-        learner(make(), torch.randn(16, *shape), torch.randn(16, outputs), state) as pipeline,
-    ):
-        assert pipeline.learning == f"compiled: {code}"
+    images = nn.Sequential(nn.Conv1d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 1))
+    with caplog.at_level(logging.WARNING, "streamflow"):
+        vectors = torch.randn(16, 16), torch.randn(16, 1)
+        assert learned(perceptron(16, 32, 1), *vectors) == "compiled: own kernels"
+        rows = torch.randn(16, 1, 4), torch.randn(16, 1)
+        assert learned(images, *rows) == "compiled: library calls"
     assert not caplog.records
 
 
@@ -69,17 +78,15 @@ def test_code_that_is_slower_than_it_should_be_is_told_whenever_it_is_loaded(
     cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch_private.warn.cache_clear()
-    torch.manual_seed(0)
-    inputs, targets = torch.randn(16, 16), torch.randn(16, 1)
+    vectors = torch.randn(16, 7), torch.randn(16, 1)
     before = set(cache.glob(f"*/{libraries.NOTE}"))
-    net = nn.Sequential(nn.Linear(16, 3), nn.Sigmoid(), nn.Linear(3, 1))
-    learner(net, inputs, targets, ()).close()
+    learned(nn.Linear(7, 1), *vectors)
     (note,) = set(cache.glob(f"*/{libraries.NOTE}")) - before
     assert json.loads(note.read_text()) == {"reason": "", "fault": ""}
     note.write_text(json.dumps({"reason": "", "fault": "KeyError: 'buf0'"}))
     with caplog.at_level(logging.WARNING, "streamflow"):
-        learner(net, inputs, targets, ()).close()
-        learner(net, inputs, targets, ()).close()
+        learned(nn.Linear(7, 1), *vectors)
+        learned(nn.Linear(7, 1), *vectors)
     (record,) = caplog.records
     assert "slower than they should: KeyError: 'buf0'" in record.message
     assert f"remove {note.parent}" in record.message

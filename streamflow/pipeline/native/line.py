@@ -47,7 +47,7 @@ class CompiledStages:
         self.runner: Native | None = None
         recording = stages[-1].recording
         self._structure = recording.structure
-        self._outputs = recording.outputs
+        self._outputs = [(spec.shape[1:], spec.dtype) for spec in recording.outputs]
         self._num_inputs = len(stages[0].recording.inputs)
         layout = recording.learn.layout
         self._num_labels = layout.others + layout.weights
@@ -195,9 +195,7 @@ class CompiledStages:
         self, samples: Sequence[Tensor], noises: Sequence[Tensor], is_learned: Sequence[bool]
     ) -> Rows:
         count = len(is_learned)
-        outputs = [
-            torch.empty((count, *spec.shape[1:]), dtype=spec.dtype) for spec in self._outputs
-        ]
+        outputs = [torch.empty((count, *shape), dtype=dtype) for shape, dtype in self._outputs]
         inputs, labels = samples[: self._num_inputs], samples[self._num_inputs :]
         if not count:
             inputs = [torch.empty(0)] * self._num_inputs
