@@ -75,15 +75,18 @@ def _findings(graph: Graph | None) -> Iterator[Finding]:
             yield from _told(graph, _problems_without_torch(graph))
         return
     from streamflow.cli import toolchain  # which imports torch
+    from streamflow.pipeline.torch_private import why_eager  # likewise
 
     compiling = toolchain.compilation()
     yield from toolchain.hardware()
     yield from compiling
+    yield from toolchain.private_names()
     if graph is not None:
         yield from _connections(graph)
         problems = graph.deep_problems()
         yield from _told(graph, problems)
-        cannot = next((f"{one.subject} {one.found}" for one in compiling if one.cure), "")
+        lacking = [f"{one.subject} {one.found}" for one in compiling if one.cure]
+        cannot = lacking[0] if lacking else why_eager()
         yield from toolchain.learning(graph, problems, cannot)
 
 

@@ -22,8 +22,12 @@ _CALL_SECONDS = 0.05
 _FEWEST_CALLS = 3
 
 
-def why_learned_eagerly(model: Model, folder: Path) -> str:
-    """Return why a model would learn eagerly; nothing if it is or would be compiled.
+TO_BE_COMPILED = "to be compiled: own kernels, or library calls where it needs them"
+"""How a network learns for which there is no code on disk so far."""
+
+
+def learning_of(model: Model, folder: Path) -> str:
+    """Return how a model would learn: ``compiled: ...`` with the code, or ``eager: ...`` with why.
 
     Its network learns random records for about a second, and nothing is compiled.
 
@@ -31,7 +35,7 @@ def why_learned_eagerly(model: Model, folder: Path) -> str:
         StreamflowError: Nothing tells the shape of a record, or the network does not learn one.
     """
     if model.on_drift != "report":
-        return "on_drift acts between one record and the next"
+        return "eager: on_drift acts between one record and the next"
     network = build_network(model, folder)
     options = pipeline_options(model, folder)
     if options["compile"] is True:
@@ -39,7 +43,7 @@ def why_learned_eagerly(model: Model, folder: Path) -> str:
     with _quiet(), Pipeline(network, **options) as pipeline:
         if not _is_decided(pipeline):
             _learn(pipeline, model, draw(model, network, folder, None))
-        return pipeline.learning.partition("eager: ")[2]
+        return pipeline.learning if _is_decided(pipeline) else TO_BE_COMPILED
 
 
 def _is_decided(pipeline: Pipeline) -> bool:

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from streamflow.cli.finding import Finding, told
-from streamflow.cli.learning import why_learned_eagerly
+from streamflow.cli.learning import TO_BE_COMPILED, learning_of
 from streamflow.dataflow import Graph
 from streamflow.errors import Problem
 from streamflow.models.model import Model
 from streamflow.models.shapes import ShapeError
-from streamflow.pipeline.torch_private import build_library, cache_folder, find_compiler
+from streamflow.pipeline.codegen.libraries import cache_folder, find_compiler
+from streamflow.pipeline.torch_private import KNOWN, NAMES, Unavailable, build_library
 
 # What every loop of learned samples begins with.
 _TRIAL = """\
@@ -33,6 +34,14 @@ def hardware() -> Iterator[Finding]:
     yield Finding("torch's threads", str(torch.get_num_threads()))
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("GPUs", ", ".join(gpus) or "none: networks run on the processor")
+
+
+def private_names() -> Iterator[Finding]:
+    """Yield what this version of torch lacks that compiled code is made with."""
+    for name in NAMES:
+        if name.missing():
+            cure = f"install torch {KNOWN}: {name.without}"
+            yield Finding("torch", f"has no {name}, which {name.purpose}", cure)
 
 
 def compilation() -> list[Finding]:
@@ -82,6 +91,8 @@ def _trial_failure(folder: Path) -> str:
         try:
             build_library(_TRIAL, library)
             ctypes.CDLL(str(library))
+        except Unavailable:  # which is told beside
+            return ""
         except Exception as error:  # a compiler may fail in any way
             return told(error)
     return ""
@@ -105,10 +116,10 @@ def _learning(name: str, model: Model, folder: Path, cannot: str) -> Finding:
     """Return how a model would learn."""
     subject = f"{name}: learning"
     try:
-        reason = why_learned_eagerly(model, folder) or cannot
+        found = learning_of(model, folder)
     except ShapeError as error:
         what = str(error).partition("; ")[0]
         return Finding(subject, f"not known before the first record: {what}")
     except Exception as error:  # a network may refuse a record in any way
         return Finding(subject, f"does not learn a random record: {error}", "see the message")
-    return Finding(subject, f"eager: {reason}" if reason else "compiled")
+    return Finding(subject, f"eager: {cannot}" if found == TO_BE_COMPILED and cannot else found)

@@ -64,7 +64,7 @@ class ModelNode(ABC):
 
     def report(self) -> Mapping[str, Any]:
         """Return what the model has learned and how well it predicts."""
-        report: dict[str, Any] = dict(self._pipeline.counters)
+        report = {**self._pipeline.counters, "learning": self._pipeline.learning}
         if self._skips:
             report["incomplete"] = self._reader.num_incomplete
         if self._scorer:

@@ -55,6 +55,8 @@ def report_tables(graph: str, stats: Stats) -> RenderableType:
     if stats.checkpoints is not None:
         parts.append(Text(_checkpoints(stats.checkpoints)))
     for name, node in stats.nodes.items():
+        if learning := node.report.get("learning"):
+            parts.append(Text(f"{name}: {learning}"))
         if comparison := node.report.get("comparison"):
             parts.append(Text(f"{name}: {verdict(comparison)}"))
         if river := node.report.get("river"):

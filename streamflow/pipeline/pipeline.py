@@ -256,7 +256,7 @@ class Pipeline:
 
     @property
     def learning(self) -> str:
-        """How samples are learned now: ``compiled, ...`` or ``eager...``, with the reason."""
+        """How samples are learned now: ``compiled: CODE``, or ``eager...`` with the reason."""
         return EAGER_SO_FAR if self._router is None else self._router.learning
 
     @property

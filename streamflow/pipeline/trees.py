@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree  # the only flattener that knows named tuples and dicts
+
+from streamflow.pipeline.torch_private import pytree
 
 _REGISTERING = threading.Lock()
 

@@ -10,7 +10,7 @@ import torch
 from streamflow import Graph, Model
 from streamflow.cli.doctor import examine
 from streamflow.cli.extensions import EXTENSIONS, Extension, extensions
-from streamflow.cli.learning import why_learned_eagerly
+from streamflow.cli.learning import TO_BE_COMPILED, learning_of
 from streamflow.cli.toolchain import compilation
 from streamflow.models.network import build_network
 from streamflow.models.options import pipeline_options
@@ -27,6 +27,12 @@ models:
 sinks:
   out: {{type: file, path: out.jsonl, inputs: [m]}}
 """
+
+
+@pytest.fixture(autouse=True)
+def no_code(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have nothing on disk that was compiled before."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("code")))
 
 
 def write(folder: Path, port: int, layer: str = "ReLU") -> None:
@@ -141,7 +147,7 @@ def test_it_is_told_how_models_would_learn(
     assert examine(Graph.from_yaml(tmp_path / "graph.yaml"), as_json=True) == 0
     findings = findings_of(capsys.readouterr().out)
     assert findings["compiled code"]["cure"] == ""
-    assert findings["plain: learning"]["found"] == "compiled"
+    assert findings["plain: learning"]["found"] == TO_BE_COMPILED
     why = "the network draws random numbers by aten.rrelu_with_noise_functional.default"
     assert findings["noisy: learning"]["found"] == f"eager: {why}"
     refused = findings["batch: learning"]
@@ -171,7 +177,7 @@ def model(**options: Any) -> Model:
 def test_what_can_be_compiled_has_no_reason_to_be_eager(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert why_learned_eagerly(model(**options), tmp_path) == ""
+    assert learning_of(model(**options), tmp_path) == TO_BE_COMPILED
 
 
 @pytest.mark.parametrize(
@@ -194,7 +200,7 @@ def test_the_reason_is_that_of_the_pipeline_itself(options: dict[str, Any], tmp_
         for _ in range(3):
             pipeline.process(torch.ones(1, 2), torch.zeros(1, 2))
         learning = pipeline.learning
-    assert f"eager: {why_learned_eagerly(declared, tmp_path)}" == learning
+    assert learning_of(declared, tmp_path) == learning
 
 
 NETWORKS = """\
@@ -227,7 +233,7 @@ def with_hook():
 def test_what_is_declared_may_keep_a_model_eager(
     options: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    assert reason in why_learned_eagerly(model(**options), tmp_path)
+    assert learning_of(model(**options), tmp_path).startswith(f"eager: {reason}")
 
 
 WITHOUT_TORCH = """\

@@ -70,6 +70,14 @@ def test_tables_show_the_nodes_and_the_score() -> None:
     assert any("model" in line and "no change" in line for line in lines)
 
 
+def test_it_is_told_how_a_model_learned() -> None:
+    report = {"learning": "compiled: own kernels"}
+    node = NodeStats("model", received=2, sent=2, rejected=0, skipped=0, report=report)
+    stats = Stats("finished", 2.0, {"m": node})
+    assert "m: compiled: own kernels" in shown("g", stats)
+    assert report_data("g", stats)["nodes"]["m"]["report"] == report
+
+
 def test_a_target_that_no_record_had_is_told() -> None:
     def lines(samples: int, scored: int) -> list[str]:
         report = {"samples": samples, "score": SCORE | {"scored": scored}}

@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamflow.pipeline import torch_private
+from streamflow.pipeline.codegen import libraries
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the compiled code of all test processes together, or where is set outside."""
-    if torch_private.find_compiler() is None:
+    if libraries.find_compiler() is None:
         pytest.skip("no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
             root = tmp_path_factory.getbasetemp()
             root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
             patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(root / "compiled"))
-        yield torch_private.cache_folder()
+        yield libraries.cache_folder()
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from streamflow.errors import StageError
 from streamflow.pipeline import Pipeline
-from streamflow.pipeline.native.line import Line
+from streamflow.pipeline.native.line import CompiledStages
 from streamflow.pipeline.native.native import Native, RaisedError
 from streamflow.pipeline.routing import variants
 from tests.pipeline.networks import chain, stream
@@ -99,14 +99,14 @@ def test_what_is_not_finite_is_skipped_as_ever() -> None:
 
 def test_code_is_tried_until_some_samples_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
-    rehearse = Line.rehearse
+    rehearse = CompiledStages.rehearse
 
-    def watched(self: Line, *arguments: Any) -> Any:
+    def watched(self: CompiledStages, *arguments: Any) -> Any:
         outputs, seconds = rehearse(self, *arguments)
         found.append(outputs)
         return outputs, seconds
 
-    monkeypatch.setattr(Line, "rehearse", watched)
+    monkeypatch.setattr(CompiledStages, "rehearse", watched)
     inputs, targets = stream(60, seed=2)
     targets[2::3] = 1e200
     targets[1:25] = 1e200
@@ -149,7 +149,7 @@ def test_matrices_of_any_size_and_a_sample_that_fails_among_many() -> None:
     nesterov = partial(torch.optim.SGD, lr=0.02, momentum=0.5, nesterov=True, weight_decay=0.01)
     pipe, _ = both(net, *in_calls(inputs, targets, 30, 33, 60), optimizer=nesterov)
     assert pipe.counters["skipped"] == [1]
-    assert pipe.learning == "compiled"
+    assert pipe.learning == "compiled: own kernels"
 
 
 def test_streams_with_keys_weights_clipping_and_a_schedule() -> None:
@@ -247,7 +247,7 @@ def test_operations_that_the_compiler_has_no_code_for() -> None:
         with learner(plain, **options, compile=False) as other:
             for call in in_calls(inputs, targets, 4, 8):
                 assert_close(pipe.process(**call), other.process(**call), 1e-5)
-        assert pipe.learning == "compiled"
+        assert pipe.learning == "compiled: library calls"
 
 
 def test_a_forward_of_very_many_operations_is_not_recorded() -> None:
@@ -391,7 +391,7 @@ def test_another_process_finds_the_code_and_needs_no_compiler(cache: Path) -> No
     with learner(net_and_copy()[0]) as pipe:
         pipe.process(inputs, targets)
     environment = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(cache.parent)}
-    assert outcome(**environment).strip() == "compiled"
+    assert outcome(**environment).strip() == "compiled: own kernels"
 
 
 def test_what_is_not_compiled_says_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,8 +20,8 @@ def test_a_graph_is_the_same_afterwards() -> None:
 
     x = torch.randn(1, 2)
     graph = graphs.plain(torch_private.record(function, [x]))
-    sent = pickle.loads(pickle.dumps(graphs.written(graph)))
-    found = graphs.read(sent)
+    sent = pickle.loads(pickle.dumps(graphs.serialize(graph)))
+    found = graphs.deserialize(sent)
     assert not found.graph.find_nodes(op="get_attr")
     assert [str(node.target) for node in found.graph.nodes] == [
         str(node.target) for node in graph.graph.nodes
@@ -34,4 +34,4 @@ def test_what_has_no_name_cannot_travel() -> None:
     graph = torch.fx.Graph()
     graph.output(graph.call_function(divmod, (graph.placeholder("x"), 2)))
     with pytest.raises(Unsupported, match="it calls <built-in function divmod>"):
-        graphs.written(GraphModule(torch.nn.Module(), graph))
+        graphs.serialize(GraphModule(torch.nn.Module(), graph))

@@ -64,7 +64,7 @@ def test_every_schedule_is_the_specification(
         compile=True,
     ) as pipe:
         found = process(pipe, inputs, targets, learned, calls, drains)
-        assert pipe.learning == f"compiled, {executor}"
+        assert pipe.learning == f"compiled: own kernels, {executor}"
         assert pipe.counters["updates"] == [sum(learned)] * num_stages
     assert_close(found, wanted)
     assert_close(net.state_dict(), learner.state_dict())
@@ -133,7 +133,7 @@ def test_batch_norm_learns_in_every_stage() -> None:
     inputs, targets = stream(60, seed=2)
     calls = [{"inputs": inputs[a:b], "targets": targets[a:b]} for a, b in ((0, 30), (30, 60))]
     pipe, _ = both(net, *calls, optimizer=SGD, stages=["1"], executor="inline")
-    assert pipe.learning == "compiled, inline"
+    assert pipe.learning == "compiled: own kernels, inline"
     assert net.get_buffer("1.norm.num_batches_tracked") == 60
 
 
@@ -273,5 +273,5 @@ def test_stages_that_call_libraries_are_compiled_too(executor: str) -> None:
         for part in (slice(0, 20), slice(20, 40))
     ]
     pipe, _ = both(net, *calls, optimizer=adam, stages=["1"], executor=executor)
-    assert pipe.learning == f"compiled, {executor}"
+    assert pipe.learning == f"compiled: library calls, {executor}"
     assert pipe.counters["skipped"] == [0, 1]

@@ -278,7 +278,8 @@ def test_what_is_compiled_is_measured_compiled(cache: Path) -> None:
     before = copy.deepcopy(net.state_dict())
     found = plan(net, stages=["1"], compile=True)
     assert found.is_compiled
-    assert "compiled; what parts of it cost is estimated from eager learning" in str(found)
+    assert found.learning == f"compiled: own kernels, {found.executor}"
+    assert f"{found.learning}; what parts of it cost is estimated from eager learning" in str(found)
     assert found.rate == max(tried.rate for tried in found.tried if tried.num_stages == 2)
     assert all(found.busy(stage) <= 1.0 for stage in found.stages)
     assert_equal(net.state_dict(), before)

@@ -18,9 +18,8 @@ from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.capture.recorder import Recording, record
 from streamflow.pipeline.codegen.building import in_place
 from streamflow.pipeline.native.bound_stage import CompiledStage
-from streamflow.pipeline.native.line import Line
-from streamflow.pipeline.native.rings import Slots
-from streamflow.pipeline.native.runner import Done, Routine, Rows, Work
+from streamflow.pipeline.native.line import CompiledStages
+from streamflow.pipeline.native.rings import Done, Rings, Rows, Work
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.running.assembly import assemble
 from streamflow.pipeline.stages.messages import Sample
@@ -34,7 +33,7 @@ sgd = partial(torch.optim.SGD, lr=0.02, momentum=0.5)
 adam = partial(torch.optim.Adam, lr=0.01, weight_decay=0.1)
 
 
-Code = Callable[[Recording], Routine]
+Code = Callable[[Recording], Any]
 
 
 class Single:
@@ -47,10 +46,10 @@ class Single:
 
     def __init__(self, run: Callable[[list[Tensor]], list[Tensor]], recording: Recording) -> None:
         self._run, self._layout = run, recording.learn.layout
-        self.slots = [Slots(recording, 0)]
+        self.rings = [Rings(recording, 0)]
 
     def run(self, work: Sequence[Work], rows: Rows, *, threads: bool) -> Done:
-        """Learn samples in a row; see :class:`Routine`."""
+        """Learn samples in a row; see :class:`Native`."""
         (own,) = work
         plain, weights = rows.labels[: self._layout.others], rows.labels[self._layout.others :]
         steps, made = [], 0
@@ -77,7 +76,7 @@ class Single:
         """Do nothing."""
 
 
-def recorded(recording: Recording) -> Routine:
+def recorded(recording: Recording) -> Any:
     """Return a recording itself as its code."""
     program = recording.learn
     learn = in_place(program.graph, program.layout)
@@ -101,7 +100,7 @@ class Recorded:
             has_state=bool(self.options.state),
             predict=lambda row: self.stage.peek((row,), None),
         )
-        self.compiled: Line | None = None
+        self.compiled: CompiledStages | None = None
 
     def eager(self, inputs: Any, targets: Any, weights: Any = None) -> Any:
         """Learn one sample."""
@@ -112,11 +111,13 @@ class Recorded:
             self.stage.update()
         return trees.map_tensors(torch.Tensor.clone, output)
 
-    def record(self, inputs: Any, targets: Any, weights: Any = None, code: Code = recorded) -> Line:
+    def record(
+        self, inputs: Any, targets: Any, weights: Any = None, code: Code = recorded
+    ) -> CompiledStages:
         weight = None if weights is None else torch.as_tensor(weights)[0]
         (recording,) = record([self.stage], inputs, targets, weight, self.options.clip_norm)
-        self.compiled = Line([CompiledStage(self.stage, recording)])
-        self.compiled.routine = code(recording)
+        self.compiled = CompiledStages([CompiledStage(self.stage, recording)])
+        self.compiled.runner = code(recording)
         return self.compiled
 
     def learn(self, inputs: Any, targets: Any, weights: Any = None) -> Any:
@@ -153,7 +154,7 @@ def compare(
     mine = Recorded(net, **options)
     outputs = [mine.eager(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1))]
     compiled = mine.record(part(inputs, 0, 1), part(targets, 0, 1), _rows(weights, 0, 1), code)
-    assert repr(compiled) == "<Line: 1 stage, ready>"
+    assert repr(compiled) == "<CompiledStages: 1 stage, ready>"
     for first, stop in ((1, 4), (4, 5), (5, 8)):
         rows = part(inputs, first, stop), part(targets, first, stop), _rows(weights, first, stop)
         outputs.append(mine.learn(*rows))

@@ -11,7 +11,6 @@ from torch.fx import GraphModule, Interpreter
 from streamflow.pipeline.capture.recorder import Recording
 from streamflow.pipeline.codegen import matvec
 from streamflow.pipeline.codegen.building import joined
-from streamflow.pipeline.native.runner import Routine
 from tests.pipeline.networks import chain, stream
 from tests.pipeline.test_recording import Recorded, Single, compare
 
@@ -62,7 +61,7 @@ class ByRows(Interpreter):
 def by_rows(count: int) -> Any:
     """Return what makes code of a recording, in which so many tensors are written by rows."""
 
-    def code(recording: Recording) -> Routine:
+    def code(recording: Recording) -> Any:
         program = recording.learn
         graph, written = joined(program.graph, program.layout, program.arguments)
         assert len(written) == count

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.node import map_aggregate, map_arg
 
+from streamflow.pipeline import torch_private
 from streamflow.pipeline.capture.held_tensors import Unsupported
 
-# What torch's own recurrent layers know of their parameters beside these.
-_OF_TORCH = ("_flat_weights", "_flat_weight_refs")
+_OPERATION = type(torch.ops.aten.add.Tensor)
 
 
 def attributes(part: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return the dicts that hold what a module knows, and copies of them."""
-    return [(d, dict(d)) for d in (vars(part), part._buffers, part._parameters)]
+    held = vars(part), torch_private.buffers_of(part), torch_private.parameters_of(part)
+    return [(places, dict(places)) for places in held]
 
 
 def restore(module: nn.Module, before: list[list[tuple[dict[str, Any], dict[str, Any]]]]) -> str:
@@ -29,7 +30,7 @@ def restore(module: nn.Module, before: list[list[tuple[dict[str, Any], dict[str,
         for now, earlier in places:
             for name in now.keys() | earlier.keys():
                 is_same = now.get(name, now) is earlier.get(name, earlier)
-                if not is_same and name not in _OF_TORCH:
+                if not is_same and name not in torch_private.FLAT_WEIGHTS:
                     changed = f"{type(part).__name__}.{name}"
             now.clear()
             now.update(earlier)
@@ -74,7 +75,7 @@ Step = tuple[str, str, Any, Any, Any]
 """What a node is, its name, its operation, arguments and named arguments."""
 
 
-def written(graph: GraphModule) -> list[Step]:
+def serialize(graph: GraphModule) -> list[Step]:
     """Return a graph as data.
 
     Torch's own way to pickle one runs it again, which makes constants of zeros and the like.
@@ -94,8 +95,8 @@ def written(graph: GraphModule) -> list[Step]:
     ]
 
 
-def read(steps: Sequence[Step]) -> GraphModule:
-    """Return the graph that was written."""
+def deserialize(steps: Sequence[Step]) -> GraphModule:
+    """Return the graph that was such data."""
     graph = torch.fx.Graph()
     nodes: list[torch.fx.Node] = []
 
@@ -112,7 +113,7 @@ def read(steps: Sequence[Step]) -> GraphModule:
 def _name(target: Any) -> Any:
     if isinstance(target, str) or target is operator.getitem:
         return target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, _OPERATION):
         msg = f"the network cannot be recorded: it calls {target}"
         raise Unsupported(msg)
     return str(target)
@@ -131,5 +132,5 @@ def source(node: torch.fx.Node) -> torch.fx.Node:
 
 
 def _writes(node: torch.fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
+    schema = torch_private.schema_of(node.target)
     return schema is not None and schema.is_mutable

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from streamflow.pipeline.capture.optimizers import Formula, Settings, formula_of
 from streamflow.pipeline.stages.stage import Stage
 from streamflow.pipeline.stages.updates import settings_of
+from streamflow.pipeline.torch_private import buffers_of
 
 Place = Callable[[], Tensor]
 """Returns a tensor as it is now: some are replaced while the network runs eagerly."""
@@ -18,7 +19,7 @@ class Unsupported(Exception):  # no error: a way that is not taken
     """Why a stage is not compiled."""
 
 
-class Holding:
+class HeldTensors:
     """The tensors that a stage holds, and how they are learned.
 
     Attributes:
@@ -39,23 +40,23 @@ class Holding:
     def __init__(self, stage: Stage) -> None:
         self.parameters = stage.parameters
         self.optimizer, self.formula = _known_optimizer(stage)
-        self.settings = [] if self.optimizer is None else baked(self.optimizer)
+        self.settings = [] if self.optimizer is None else settings_without_rates(self.optimizer)
         self.group_of = _groups_by_name(self.optimizer, self.parameters)
         self.trainable = [n for n, p in self.parameters.items() if p.requires_grad]
-        self.slots = [(n, key) for n in self.trainable for key in self._kept(n)]
+        self.slots = [(n, key) for n in self.trainable for key in self._begun(n)]
         self.buffers = {
             name: Buffer(owner, key)
             for name, owner, key in stage.buffers.places
-            if owner._buffers[key] is not None
+            if buffers_of(owner)[key] is not None
         }
         self.places: list[Place] = [
-            *(_Constant(p) for p in self.parameters.values()),
-            *(_Kept(self.optimizer, self.parameters[n], key) for n, key in self.slots),
+            *(_constant(p) for p in self.parameters.values()),
+            *(self._kept(n, key) for n, key in self.slots),
             *self.buffers.values(),
         ]
 
     def __repr__(self) -> str:
-        return f"<Holding: {len(self.parameters)} parameters, {len(self.buffers)} buffers>"
+        return f"<HeldTensors: {len(self.parameters)} parameters, {len(self.buffers)} buffers>"
 
     def now(self) -> list[Tensor]:
         """Return all tensors as they are now.
@@ -77,11 +78,22 @@ class Holding:
         assert self.formula is not None
         return self.formula.state(self.settings[self.group_of[name]])
 
-    def _kept(self, name: str) -> list[str]:
+    def _kept(self, name: str, key: str) -> Place:
+        assert self.optimizer is not None
+        optimizer, parameter = self.optimizer, self.parameters[name]
+        return lambda: optimizer.state[parameter][key]
+
+    def _begun(self, name: str) -> list[str]:
         """Name what the optimizer keeps of a parameter, and already has."""
         assert self.optimizer is not None
         has = self.optimizer.state.get(self.parameters[name], {})
         return [key for key in self.states_of(name) if isinstance(has.get(key), Tensor)]
+
+    def buffers_at(self, indices: Iterable[int]) -> dict[str, int]:
+        """Return by name which buffers lie at such places, and where."""
+        names = list(self.buffers)
+        first = len(self.places) - len(names)
+        return {names[index - first]: index for index in indices}
 
     def counted(self, learned: Iterable[str]) -> list[list[nn.Parameter]]:
         """Return the parameters among those learned whose optimizer counts steps, by group."""
@@ -92,7 +104,7 @@ class Holding:
         return counted
 
 
-def baked(optimizer: torch.optim.Optimizer) -> list[Settings]:
+def settings_without_rates(optimizer: torch.optim.Optimizer) -> list[Settings]:
     """Return what the groups of an optimizer say beside their learning rates."""
     rates = ("lr", "initial_lr")
     return [
@@ -101,24 +113,8 @@ def baked(optimizer: torch.optim.Optimizer) -> list[Settings]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    tensor: Tensor
-
-    def __call__(self) -> Tensor:
-        return self.tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    optimizer: torch.optim.Optimizer | None
-    parameter: nn.Parameter
-    key: str
-
-    def __call__(self) -> Tensor:
-        assert self.optimizer is not None
-        tensor: Tensor = self.optimizer.state[self.parameter][self.key]
-        return tensor
+def _constant(tensor: Tensor) -> Place:
+    return lambda: tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +126,13 @@ class Buffer:
 
     def __call__(self) -> Tensor:
         """Return what is there now."""
-        tensor = self.owner._buffers[self.key]
+        tensor = buffers_of(self.owner)[self.key]
         assert tensor is not None
         return tensor
 
     def put(self, tensor: Tensor) -> None:
         """Replace what is there."""
-        self.owner._buffers[self.key] = tensor
+        buffers_of(self.owner)[self.key] = tensor
 
 
 def _known_optimizer(stage: Stage) -> tuple[torch.optim.Optimizer | None, Formula | None]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from streamflow.pipeline import torch_private
 from streamflow.pipeline.capture.held_tensors import Unsupported
+from streamflow.pipeline.capture.tensor_spec import TensorSpec
 
 _aten = torch.ops.aten
 
@@ -36,14 +38,12 @@ class Noise:
     """Random numbers that a sample needs.
 
     Attributes:
-        shape: Of their tensor.
-        dtype: Likewise.
+        spec: Of their tensor.
         fill: Draws them into such a tensor.
         numbers: What it takes beside.
     """
 
-    shape: torch.Size
-    dtype: torch.dtype
+    spec: TensorSpec
     fill: Callable[..., object]
     numbers: tuple[float, ...]
 
@@ -78,7 +78,7 @@ def draw(noises: Sequence[Noise], count: int, kept: int) -> tuple[list[Tensor], 
         For each of the noises a tensor (count, *shape); and the generator's states before each of
         the last samples, so many as are to be kept.
     """
-    drawn = [torch.empty((count, *noise.shape), dtype=noise.dtype) for noise in noises]
+    drawn = [noise.spec.zeros(count) for noise in noises]
     states = []
     for number, rows in enumerate(zip(*(tensor.unbind() for tensor in drawn), strict=True)):
         if count - number <= kept:
@@ -91,8 +91,7 @@ def draw(noises: Sequence[Noise], count: int, kept: int) -> tuple[list[Tensor], 
 def _is_random(node: Node) -> bool:
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    assert isinstance(node.target, torch._ops.OpOverload)
-    names = [argument.name for argument in node.target._schema.arguments]
+    names = [argument.name for argument in torch_private.schema_of(node.target).arguments]
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     return "dropout_p" not in names or bool(given.get("dropout_p"))  # of attention
 
@@ -105,4 +104,4 @@ def _noise(node: Node) -> Noise:
     if fill is None or not is_plain or not value.is_contiguous():
         msg = f"the network draws random numbers by {node.target}"
         raise Unsupported(msg)
-    return Noise(value.shape, value.dtype, fill, numbers)
+    return Noise(TensorSpec.of(value), fill, numbers)

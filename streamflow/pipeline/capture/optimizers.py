@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamflow.pipeline import torch_private
+
 State = dict[str, Tensor]
 Settings = dict[str, Any]
 Factors = Sequence[Tensor]
@@ -39,10 +41,10 @@ class Formula:
 
 def formula_of(optimizer: torch.optim.Optimizer) -> Formula | None:
     """Return the formula of an optimizer, or None where it has its own way."""
-    hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
-    is_replaced = "step" in vars(optimizer) and not hasattr(optimizer.step, "_wrapped_by_lr_sched")
     is_differentiable = any(group.get("differentiable") for group in optimizer.param_groups)
-    return None if hooks or is_replaced or is_differentiable else FORMULAS.get(type(optimizer))
+    if is_differentiable or not torch_private.is_own_step(optimizer):
+        return None
+    return FORMULAS.get(type(optimizer))
 
 
 def _sgd(

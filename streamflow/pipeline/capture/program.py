@@ -17,14 +17,10 @@ were before, and the gradients of what the stage returns, and returns those of i
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from streamflow.pipeline.capture.noise import Noise
-
-Kind = tuple[torch.Size, torch.dtype]
-"""Shape and dtype of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)

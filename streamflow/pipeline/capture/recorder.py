@@ -1,4 +1,25 @@
-"""Recordings of what stages do with a sample, as :mod:`~streamflow.pipeline.capture.program`."""
+"""Recordings of what stages do with a sample, as :mod:`~streamflow.pipeline.capture.program`.
+
+Theory of operation. What is compiled is not a network's code but what it does: it runs once, on
+stand-ins, and every operation is written down, those of the backward among them. The functions that
+run (``forward``, ``step``, ``backward`` below) get every tensor that a sample meets and return all
+that it changes:
+
+    forward     held, inputs                             -> buffers, outputs
+    step        held, factors, inputs, targets, weight   -> weights, memory, buffers, outputs, check
+    backward    held, factors, inputs, buffers as they   -> weights, memory, buffers, gradients of
+                were, gradients of outputs                  inputs, check
+
+The last stage has ``forward`` and ``step``, the others ``forward`` and ``backward``. Forwards are
+recorded first stage first, since a stage is called with values like the outputs of the one before;
+the rest last stage first, since of which outputs a gradient comes is known behind (``upward``
+there, ``reached`` here). ``_program`` makes of a graph what the compiler takes: tensors that it
+holds become arguments (``lift_constants``), writes new values (``without_writes``), draws of random
+numbers arguments (``noise.lift``), and what only returns as it came is left out (``_written``).
+
+A graph is the same for every sample. So what could differ is refused (``Unsupported``): values that
+are looked at, attributes that a forward leaves changed, a loss that draws random numbers.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,17 +28,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.capture import graphs, noise
-from streamflow.pipeline.capture.held_tensors import Holding, Place, Unsupported
-from streamflow.pipeline.capture.optimizers import Formula, Settings
-from streamflow.pipeline.capture.program import Kind, Layout, Program
+from streamflow.pipeline.capture.held_tensors import HeldTensors, Unsupported
+from streamflow.pipeline.capture.program import Layout, Program
+from streamflow.pipeline.capture.tensor_spec import TensorSpec
 from streamflow.pipeline.stages.messages import Sample
 from streamflow.pipeline.stages.stage import Stage, call
 from streamflow.pipeline.stages.updates import norm_factor
+from streamflow.pipeline.torch_private import pytree
 
 _MOST_OPERATIONS = 1000
 
@@ -29,32 +49,24 @@ class Recording:
     Attributes:
         learn: All of a sample, or its backward and update.
         forward: Its forward alone.
-        held: Where the held are.
-        snapshots: Buffers that the forward writes, and where they are among the held.
-        formula: Of the optimizer, None where there is no parameter.
-        settings: What the optimizer's groups say beside learning rates, which is in the graph.
+        held: What both take first.
         counted: Parameters whose optimizer counts steps, by group.
         values: Structure of what the stage is called with.
         structure: Of an output.
         inputs: Tensors of what it is called with.
         outputs: Tensors of an output.
         reached: For each of them that can carry a gradient, whether one comes back.
-        gradients: Those by which one comes.
     """
 
     learn: Program
     forward: Program
-    held: list[Place]
-    snapshots: dict[str, int]
-    formula: Formula | None
-    settings: list[Settings]
+    held: HeldTensors
     counted: list[list[nn.Parameter]]
     values: pytree.TreeSpec
     structure: pytree.TreeSpec
-    inputs: list[Kind]
-    outputs: list[Kind]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
     reached: list[bool]
-    gradients: list[Kind]
 
     @property
     def noises(self) -> list[noise.Noise]:
@@ -65,6 +77,16 @@ class Recording:
     def programs(self) -> list[Program]:
         """The learning and the forward."""
         return [self.learn, self.forward]
+
+    @property
+    def snapshots(self) -> dict[str, int]:
+        """Buffers that the forward writes, and where they are among the held."""
+        return self.held.buffers_at(self.forward.layout.written)
+
+    @property
+    def gradients(self) -> list[TensorSpec]:
+        """The tensors of an output by which a gradient comes."""
+        return _reached(self.outputs, self.reached)
 
 
 def record(
@@ -87,7 +109,7 @@ def record(
         values = recorder.like_outputs()
     recorders[-1].record_step(target, weight)
     for recorder, behind in zip(recorders[-2::-1], recorders[:0:-1], strict=True):
-        recorder.record_backward(behind.reached)
+        recorder.record_backward(behind.upward)
     return [recorder.recording() for recorder in recorders]
 
 
@@ -96,22 +118,20 @@ class _Recorder:
 
     Attributes:
         values: What it is called with.
-        reached: For each of them that can carry a gradient, whether one comes.
+        upward: For each of them that can carry a gradient, whether one comes of a sample.
     """
 
     def __init__(self, stage: Stage, clip: float | None) -> None:
         self.stage = stage
         self.clip_norm = clip
-        self.holding = Holding(stage)
+        self.held = HeldTensors(stage)
         self.values: Any = None
-        self.reached: list[bool] = []
+        self.upward: list[bool] = []
         self._learned: list[str] = []
         self._changed: list[int] = []
         self._structure: pytree.TreeSpec | None = None
-        self._outputs: list[Kind] = []
-        self._gradients: list[Kind] = []
-        self._snapshots: dict[str, int] = {}
-        self._behind: list[bool] = []
+        self._outputs: list[TensorSpec] = []
+        self._reached: list[bool] = []
         self._forward: Program | None = None
         self._learn: Program | None = None
 
@@ -119,41 +139,32 @@ class _Recorder:
         assert self._learn is not None
         assert self._forward is not None
         assert self._structure is not None
-        holding = self.holding
         return Recording(
             self._learn,
             self._forward,
-            holding.places,
-            self._snapshots,
-            holding.formula,
-            holding.settings,
-            holding.counted(self._learned),
+            self.held,
+            self.held.counted(self._learned),
             trees.flatten(self.values)[1],
             self._structure,
-            [_kind(tensor) for tensor in trees.tensors(self.values)],
+            [TensorSpec.of(tensor) for tensor in trees.tensors(self.values)],
             self._outputs,
-            self._behind,
-            self._gradients,
+            self._reached,
         )
 
     def like_outputs(self) -> Any:
         """Return values like those that the stage returns."""
         assert self._structure is not None
-        tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in self._outputs]
-        return pytree.tree_unflatten(tensors, self._structure)
+        return pytree.tree_unflatten([spec.zeros() for spec in self._outputs], self._structure)
 
     def record_forward(self) -> None:
         def forward(state: "_State", given: Iterator[Tensor]) -> list[Tensor]:
             values = self._take(self.values, given)
-            with torch.no_grad(), _Limited():
+            with torch.no_grad(), torch_private.watching(_Limit()):
                 outputs = self._call(values, {**state.weights, **state.buffers}, state)
             return [*self._new_values(state), *self._flat(outputs)]
 
         inputs = trees.tensors(self.values)
         self._forward = self._program(forward, inputs, learns=False, weights=0)
-        names = list(self.holding.buffers)
-        first = len(self.holding.places) - len(names)
-        self._snapshots = {names[i - first]: i for i in self._forward.layout.written}
 
     def record_step(self, target: Any, weight: Tensor | None) -> None:
         weights = [] if weight is None else [weight]
@@ -184,10 +195,9 @@ class _Recorder:
 
     def record_backward(self, reached: Sequence[bool]) -> None:
         """Record the backward; ``reached`` says by which of the floats a gradient comes."""
-        written = list(self._snapshots)
-        self._behind = list(reached)
-        floats = [kind for kind in self._outputs if kind[1].is_floating_point or kind[1].is_complex]
-        self._gradients = [k for k, is_there in zip(floats, reached, strict=True) if is_there]
+        assert self._forward is not None
+        written = self.held.buffers_at(self._forward.layout.written)
+        self._reached = list(reached)
 
         def backward(state: "_State", given: Iterator[Tensor]) -> list[Tensor]:
             factors = next(given)
@@ -211,8 +221,8 @@ class _Recorder:
             state.after = {}
             return [*self._new_values(state), *state.upward, torch.as_tensor(state.check)]
 
-        buffers = [self.holding.buffers[name]().detach() for name in written]
-        gradients = [torch.zeros(shape, dtype=dtype) for shape, dtype in self._gradients]
+        buffers = [self.held.buffers[name]().detach() for name in written]
+        gradients = [spec.zeros() for spec in _reached(self._outputs, reached)]
         rows = [*trees.tensors(self.values), *buffers, *gradients]
         self._learn = self._program(backward, rows, learns=True, weights=0)
 
@@ -224,11 +234,10 @@ class _Recorder:
         learns: bool,
         weights: int,
     ) -> Program:
-        holding = self.holding
-        held = holding.now()
+        held, places = self.held.now(), self.held
         if learns:
-            factors = len(holding.settings), holding.formula.num_factors if holding.formula else 0
-            rows = [torch.ones(factors, dtype=holding.dtype()), *rows]
+            factors = len(places.settings), places.formula.num_factors if places.formula else 0
+            rows = [torch.ones(factors, dtype=places.dtype()), *rows]
         graph = self._graph(body, [*held, *rows])
         graph, constants = graphs.lift_constants(graph, len(held))
         arguments = [*held, *constants, *rows]
@@ -240,7 +249,7 @@ class _Recorder:
             held=len(held),
             written=written,
             kept=self._kept_together() if learns else (),
-            learned=sum(index < len(held) - len(holding.buffers) for index in written),
+            learned=sum(index < len(held) - len(places.buffers) for index in written),
             constants=len(constants),
             inputs=num_inputs,
             others=len(rows) - learns - num_inputs - weights,
@@ -248,12 +257,12 @@ class _Recorder:
             learns=learns,
             is_checked=learns and not self.stage.allow_nonfinite,
         )
-        arguments[place:place] = [torch.zeros(drawn.shape, dtype=drawn.dtype) for drawn in noises]
+        arguments[place:place] = [drawn.spec.zeros() for drawn in noises]
         return Program(graphs.plain(graph), layout, arguments, constants, noises)
 
     def _kept_together(self) -> tuple[tuple[int, ...], ...]:
-        places = {name: index for index, name in enumerate(self.holding.parameters)}
-        first, slots = len(places), self.holding.slots
+        places = {name: index for index, name in enumerate(self.held.parameters)}
+        first, slots = len(places), self.held.slots
         return tuple(
             (places[name], *(first + k for k, slot in enumerate(slots) if slot[0] == name))
             for name in self._learned
@@ -267,7 +276,7 @@ class _Recorder:
         def run(*tensors: Tensor) -> list[Tensor]:
             given = iter(tensors)
             self._learned = []
-            return body(_State(self.holding, given), given)
+            return body(_State(self.held, given), given)
 
         before = [graphs.attributes(part) for part in self.stage.module.modules()]
         try:
@@ -293,12 +302,10 @@ class _Recorder:
 
     def _leaves(self, values: Any, state: "_State") -> tuple[Any, dict[str, Tensor]]:
         """Return values and weights as leaves of a new graph, with the buffers."""
-        wanted = self.holding.trainable
+        wanted = self.held.trainable
         weights = {n: w.detach().requires_grad_(n in wanted) for n, w in state.weights.items()}
-        return self._as_leaves(values), {**weights, **state.buffers}
-
-    def _as_leaves(self, values: Any) -> Any:
-        return trees.as_leaves(values) if self.stage.index else values
+        values = trees.as_leaves(values) if self.stage.index else values
+        return values, {**weights, **state.buffers}
 
     def _call(self, values: Any, tensors: dict[str, Tensor], state: "_State") -> Any:
         outputs = call(self.stage.module, values, tensors, is_first=self.stage.index == 0)
@@ -314,36 +321,36 @@ class _Recorder:
         state: "_State",
     ) -> None:
         """Find the gradients that exist, and what is finite where they are."""
-        wanted = [leaves[name] for name in self.holding.trainable]
+        wanted = [leaves[name] for name in self.held.trainable]
         inputs = trees.floats(values) if self.stage.index else []
         found = torch.autograd.grad(roots, wanted + inputs, seeds, allow_unused=True)
-        pairs = zip(self.holding.trainable, found, strict=False)
+        pairs = zip(self.held.trainable, found, strict=False)
         state.gradients = {name: gradient for name, gradient in pairs if gradient is not None}
         upward = found[len(wanted) :]
-        self.reached = [gradient is not None for gradient in upward]
+        self.upward = [gradient is not None for gradient in upward]
         state.upward = [gradient for gradient in upward if gradient is not None]
         # Every difference is zero where the gradient is finite, and no number elsewhere.
         checked = [*state.gradients.values(), *state.upward]
         state.check = sum(((g - g).sum(dtype=torch.float32) for g in checked), state.check)
 
     def _learn_from(self, state: "_State", factors: Tensor) -> None:
-        holding = self.holding
+        held = self.held
         self._learned = list(state.gradients)
         if self.clip_norm is not None and state.gradients:
             factor = norm_factor(list(state.gradients.values()), self.clip_norm)
             state.gradients = {name: g * factor for name, g in state.gradients.items()}
         for name, gradient in state.gradients.items():
-            assert holding.formula is not None
-            if set(state.memory[name]) != set(holding.states_of(name)):
+            assert held.formula is not None
+            if set(state.memory[name]) != set(held.states_of(name)):
                 msg = f"the optimizer has not begun to learn {name}"
                 raise Unsupported(msg)
-            group = holding.group_of[name]
-            state.weights[name], state.memory[name] = holding.formula.update(
+            group = held.group_of[name]
+            state.weights[name], state.memory[name] = held.formula.update(
                 state.weights[name],
                 gradient,
                 state.memory[name],
                 [factor.to(gradient.dtype) for factor in factors[group]],
-                holding.settings[group],
+                held.settings[group],
             )
 
     def _flat(self, outputs: Any) -> list[Tensor]:
@@ -355,20 +362,20 @@ class _Recorder:
         if is_last and not all(leaf.dim() and len(leaf) == 1 for leaf in leaves):
             msg = "an output has no dimension of samples"
             raise Unsupported(msg)
-        self._outputs = [_kind(leaf) for leaf in leaves]
+        self._outputs = [TensorSpec.of(leaf) for leaf in leaves]
         return [leaf.detach() for leaf in leaves]
 
     def _new_values(self, state: "_State") -> Iterator[Tensor]:
         """Yield new values of what may be written, and note where they belong."""
-        holding = self.holding
-        index = {("weight", name): i for i, name in enumerate(holding.parameters)}
-        index |= {slot: len(index) + i for i, slot in enumerate(holding.slots)}
-        index |= {("buffer", name): len(index) + i for i, name in enumerate(holding.buffers)}
+        held = self.held
+        index = {("weight", name): i for i, name in enumerate(held.parameters)}
+        index |= {slot: len(index) + i for i, slot in enumerate(held.slots)}
+        index |= {("buffer", name): len(index) + i for i, name in enumerate(held.buffers)}
         self._changed = []
         for name in self._learned:
             self._changed.append(index["weight", name])
             yield state.weights[name]
-        for slot in holding.slots:
+        for slot in held.slots:
             if slot[0] in self._learned:
                 self._changed.append(index[slot])
                 yield state.memory[slot[0]][slot[1]]
@@ -392,24 +399,18 @@ class _Recorder:
         return tuple(index for index, _ in kept)
 
 
-class _Counting:
+class _Limit:
     """Refuses a forward of very many operations: to record it would hold up the stream."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._count += 1
         if self._count > _MOST_OPERATIONS:
             msg = f"a forward has more than {_MOST_OPERATIONS} operations"
             raise Unsupported(msg)
-        return func(*args, **(kwargs or {}))
-
-
-# Torch wraps a method that a mode itself has so that its first call imports the compiler: seconds.
-class _Limited(_Counting, TorchDispatchMode):  # type: ignore[no-untyped-call]  # __init_subclass__
-    """Counts every operation."""
+        return func(*args, **kwargs)
 
 
 class _State:
@@ -425,17 +426,19 @@ class _State:
         check: A number that is finite where these are.
     """
 
-    def __init__(self, holding: Holding, given: Iterator[Tensor]) -> None:
-        self.weights = {name: next(given) for name in holding.parameters}
-        self.memory: dict[str, dict[str, Tensor]] = {name: {} for name in holding.parameters}
-        for name, key in holding.slots:
+    def __init__(self, held: HeldTensors, given: Iterator[Tensor]) -> None:
+        self.weights = {name: next(given) for name in held.parameters}
+        self.memory: dict[str, dict[str, Tensor]] = {name: {} for name in held.parameters}
+        for name, key in held.slots:
             self.memory[name][key] = next(given)
-        self.buffers = {name: next(given).clone() for name in holding.buffers}
+        self.buffers = {name: next(given).clone() for name in held.buffers}
         self.after: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
         self.upward: list[Tensor] = []
         self.check: Tensor | float = 0.0
 
 
-def _kind(tensor: Tensor) -> Kind:
-    return tensor.shape, tensor.dtype
+def _reached(outputs: Sequence[TensorSpec], reached: Sequence[bool]) -> list[TensorSpec]:
+    """Return those of the outputs by which a gradient comes; none does in the last stage."""
+    floats = [spec for spec in outputs if spec.can_carry_gradient]
+    return [spec for spec, is_there in zip(floats, reached, strict=False) if is_there]

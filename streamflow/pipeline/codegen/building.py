@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ from torch.fx import GraphModule
 from streamflow.pipeline import torch_private
 from streamflow.pipeline.capture import graphs
 from streamflow.pipeline.capture.program import Layout, Program
+from streamflow.pipeline.capture.tensor_spec import TensorSpec
 from streamflow.pipeline.codegen import libraries, matvec
-from streamflow.pipeline.codegen.stage_source import Shape, stage_code
+from streamflow.pipeline.codegen.stage_source import LoweredProgram, stage_code
 
 _aten = torch.ops.aten
 # The compiler is not asked for kernels where it is known to have none.
@@ -42,12 +44,9 @@ _LIBRARY_CALLS = (
     _aten.convolution.default,
 )
 
-Spec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
-"""Shape, strides and dtype of a tensor."""
-
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
+class ProgramSpec:
     """A program without its tensors.
 
     Attributes:
@@ -58,14 +57,21 @@ class Sketch:
 
     steps: list[graphs.Step]
     layout: Layout
-    specs: list[Spec]
+    specs: list[TensorSpec]
+
+    @classmethod
+    def of(cls, program: Program) -> Self:
+        """Return what is needed to compile a program.
+
+        Raises:
+            Unsupported: It calls what has no name.
+        """
+        specs = [TensorSpec.of(tensor) for tensor in program.arguments]
+        return cls(graphs.serialize(program.graph), program.layout, specs)
 
     def arguments(self) -> list[Tensor]:
         """Return tensors like those that it takes."""
-        return [
-            torch.empty_strided(shape, strides, dtype=dtype).zero_()
-            for shape, strides, dtype in self.specs
-        ]
+        return [spec.empty().zero_() for spec in self.specs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class Request:
         num_threads: Threads that the code may use.
     """
 
-    programs: list[Sketch]
+    programs: list[ProgramSpec]
     folder: Path
     num_threads: int
 
@@ -94,17 +100,6 @@ class Job:
 
     requests: list[Request]
     is_urgent: bool
-
-
-def spec_of(tensor: Tensor) -> Spec:
-    """Describe a tensor."""
-    return tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
-
-
-def sketch(program: Program) -> Sketch:
-    """Return what is needed to compile a program."""
-    specs = [spec_of(tensor) for tensor in program.arguments]
-    return Sketch(graphs.written(program.graph), program.layout, specs)
 
 
 def in_place(graph: GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
@@ -147,18 +142,19 @@ def joined(
     return found, by_rows
 
 
-def _shape(program: Sketch) -> Shape:
+def _lowered(program: ProgramSpec) -> LoweredProgram:
     """Return a program in the compiler's operations.
 
     Raises:
         Unlisted: It is more than kernels.
     """
     layout, arguments = program.layout, program.arguments()
-    graph, by_rows = joined(graphs.read(program.steps), layout, arguments)
-    if any(node.target in _LIBRARY_CALLS for node in graph.graph.nodes):
-        msg = "it calls libraries"
-        raise torch_private.Unlisted(msg)
-    return Shape(
+    graph, by_rows = joined(graphs.deserialize(program.steps), layout, arguments)
+    for node in graph.graph.nodes:
+        if node.target in _LIBRARY_CALLS:
+            msg = f"it calls {node.target.overloadpacket}"
+            raise torch_private.Unlisted(msg)
+    return LoweredProgram(
         graph=torch_private.decompose(graph, arguments, {matvec.OUTER: matvec.LOOPS[matvec.OUTER]}),
         arguments=arguments,
         held=layout.held + layout.constants,
@@ -169,13 +165,14 @@ def _shape(program: Sketch) -> Shape:
     )
 
 
-def _source(request: Request) -> str:
+def source_of(request: Request) -> str:
     """Return C++ of a stage.
 
     Raises:
         Unlisted: A program is more than kernels.
+        Unavailable: This version of torch cannot.
     """
-    return stage_code([_shape(program) for program in request.programs], request.num_threads)
+    return stage_code([_lowered(program) for program in request.programs], request.num_threads)
 
 
 def _write(graph: GraphModule, written: Sequence[int], by_rows: frozenset[int]) -> None:
@@ -199,13 +196,18 @@ def compile_request(request: Request) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         made = Path(place) / "code"
+        fault, reason = torch_private.OUTER_FUSION.missing(), ""
         try:
-            torch_private.build_library(_source(request), made / libraries.STAGE)
-        except Exception:  # it calls libraries, or this version of the compiler writes other code
+            torch_private.build_library(source_of(request), made / libraries.STAGE)
+        except Exception as error:  # this version of the compiler may write other code
+            reason = str(error) if isinstance(error, torch_private.Unlisted) else told(error)
+            fault = fault if isinstance(error, torch_private.Unlisted) else reason
             shutil.rmtree(made, ignore_errors=True)
             libraries.build(libraries.LIBRARY)
             for name, program in zip(libraries.NAMES, request.programs, strict=True):
                 _compile_whole(program, made / name, request.num_threads)
+        note = {"reason": reason, "fault": fault}
+        (made / libraries.NOTE).write_text(json.dumps(note))
         with suppress(OSError):  # somebody else was faster
             made.rename(folder)
     if not folder.exists():
@@ -213,10 +215,10 @@ def compile_request(request: Request) -> None:
         raise OSError(msg)
 
 
-def _compile_whole(program: Sketch, path: Path, num_threads: int) -> None:
+def _compile_whole(program: ProgramSpec, path: Path, num_threads: int) -> None:
     """Compile a program to code that takes and returns tensors."""
     arguments = program.arguments()
-    function = in_place(graphs.read(program.steps), program.layout)
+    function = in_place(graphs.deserialize(program.steps), program.layout)
     graph = torch_private.decompose(function, arguments, matvec.DECOMPOSITIONS)
     graph = torch_private.decompose(graph, arguments, matvec.LOOPS)
     torch_private.build(graph, arguments, path, num_threads)
@@ -244,8 +246,17 @@ def _failure_of(request: Request) -> str:
     try:
         compile_request(request)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return told(error)
     return ""
+
+
+def told(error: Exception) -> str:
+    """Return an error in a line: of what a compiler has printed, the first error."""
+    if isinstance(error, torch_private.Unavailable):
+        return str(error)
+    lines = str(error).strip().splitlines() or [""]
+    line = next((line for line in lines if "error:" in line), lines[0])
+    return f"{type(error).__name__}: {line}"
 
 
 def _end_with_input() -> None:

@@ -20,10 +20,16 @@ from typing import IO
 from streamflow.pipeline import torch_private
 from streamflow.pipeline.capture.recorder import Recording
 from streamflow.pipeline.codegen import libraries
-from streamflow.pipeline.codegen.building import Job, Request, sketch
+from streamflow.pipeline.codegen.building import Job, ProgramSpec, Request
 
-FORMAT = 10
+FORMAT = 11
 """Counts changes of this package that make older code useless."""
+
+OWN_KERNELS = "own kernels"
+"""The fast code, in which loops and updates are fused."""
+
+LIBRARY_CALLS = "library calls"
+"""Code of networks that call libraries: products of matrices, convolutions."""
 
 _PROGRAM = "from streamflow.pipeline.codegen.building import main; main()"
 
@@ -33,24 +39,19 @@ class Compiler:
 
     Attributes:
         failure: Why it cannot be had, once that is known.
+        code: ``OWN_KERNELS`` or ``LIBRARY_CALLS``, once it is found.
+        reason: Why some of it calls libraries, if it does.
     """
 
     def __init__(self, recordings: Sequence[Recording], num_threads: int) -> None:
         self._requests = [_request(recording, num_threads) for recording in recordings]
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
-        self.failure = ""
+        self.failure = self.code = self.reason = ""
 
     def __repr__(self) -> str:
         names = ", ".join(request.folder.name for request in self._requests)
-        return f"<Compiler of {names}: {self.state}>"
-
-    @property
-    def state(self) -> str:
-        """Say in a word what happens."""
-        if self.failure:
-            return "failed"
-        return "compiling" if self.is_busy else "idle"
+        return f"<Compiler of {names}: {self.failure or ('busy' if self.is_busy else 'idle')}>"
 
     @property
     def is_busy(self) -> bool:
@@ -61,8 +62,24 @@ class Compiler:
         """Return where the code of each stage is on disk, or nothing while some is missing."""
         found = [_find(request) for request in self._requests]
         paths = [path for path in found if path is not None]
-        is_complete = len(paths) == len(found) and libraries.find(libraries.LINE) is not None
-        return paths if is_complete else None
+        if len(paths) < len(found) or libraries.find(libraries.LINE) is None:
+            return None
+        self._note(paths)
+        return paths
+
+    def _note(self, paths: Sequence[Path]) -> None:
+        """Take note of what was found; warn of what is slower than it should be."""
+        is_own = all(path.name == libraries.STAGE for path in paths)
+        self.code = OWN_KERNELS if is_own else LIBRARY_CALLS
+        notes = [json.loads((path.parent / libraries.NOTE).read_text()) for path in paths]
+        self.reason = next((note["reason"] for note in notes if note["reason"]), "")
+        faults = {p.parent: n["fault"] for p, n in zip(paths, notes, strict=True) if n["fault"]}
+        if faults:
+            torch_private.warn(
+                f"networks learn by {self.code}, slower than they should: "
+                f"{next(iter(faults.values()))}; to compile them again, with another version of "
+                f"torch or a compiler that works, remove {', '.join(map(str, faults))}"
+            )
 
     def start(self, *, is_urgent: bool) -> None:
         """Begin to make the code; nothing may be under way.
@@ -135,8 +152,8 @@ def _process() -> subprocess.Popen[bytes]:
 
 
 def _request(recording: Recording, num_threads: int) -> Request:
-    folder = torch_private.cache_folder()
-    request = Request([sketch(p) for p in recording.programs], folder, num_threads)
+    folder = libraries.cache_folder()
+    request = Request([ProgramSpec.of(p) for p in recording.programs], folder, num_threads)
     return replace(request, folder=folder / _digest(request))
 
 
@@ -150,7 +167,7 @@ def _find(request: Request) -> Path | None:
 def _digest(request: Request) -> str:
     parts = (
         FORMAT,
-        torch_private.target(),
+        libraries.target(),
         sys.version,
         request.num_threads,
         *((program.layout, program.specs, program.steps) for program in request.programs),

@@ -8,6 +8,12 @@ row of a sample, or in memory of the stage. So a program is a list of calls:
                             kernel1(...)
                             copy outputs to o; say whether all is finite
 
+The listing is of the Python module that the compiler would run
+(:func:`~streamflow.pipeline.torch_private.list_calls`): its kernels become functions, its calls
+lines (``_Listing``), and where it calls something else the program is left to libraries
+(``Unlisted``). Buffers that it makes on the way get places in the stage's memory, which lasts, so
+that nothing is allocated when a sample is learned.
+
 A weight matrix is updated when it is read the next time
 (:mod:`~streamflow.pipeline.codegen.matvec`), and at the end by ``flush``: a flag in the stage's
 memory says that an update waits. What else is learned is written by the kernels, and taken back
@@ -41,7 +47,7 @@ _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class LoweredProgram:
     """A program to be written down.
 
     Attributes:
@@ -103,16 +109,16 @@ class _Update:
         return f"{self.name}<true>({self.given}, {vector}, {result}); {self.flag} = 0;"
 
 
-def _updates(shape: Shape, memory: _Memory) -> dict[int, _Update]:
+def _updates(program: LoweredProgram, memory: _Memory) -> dict[int, _Update]:
     """Return the updates of a program that wait when it ends, by the matrix's place."""
-    given = [node for node in shape.graph.graph.nodes if node.op == "placeholder"]
+    given = [node for node in program.graph.graph.nodes if node.op == "placeholder"]
     places = {node: index for index, node in enumerate(given)}
     found: dict[int, _Update] = {}
-    for node in shape.graph.graph.find_nodes(op="call_function", target=matvec.UPDATE):
+    for node in program.graph.graph.find_nodes(op="call_function", target=matvec.UPDATE):
         weight, delta, x, states, scalars, code = node.args
-        matrix = shape.arguments[places[weight]]
+        matrix = program.arguments[places[weight]]
         kind, name = _TYPES[matrix.dtype], f"update{len(found)}"
-        kept = [memory.take(size_of(part.meta["val"])) for part in (delta, x, *scalars)]
+        kept = [memory.take(part.meta["val"].nbytes) for part in (delta, x, *scalars)]
         held = [f"({kind}*)(h[{places[part]}])" for part in (weight, *states)]
         found[places[weight]] = _Update(
             name,
@@ -124,18 +130,13 @@ def _updates(shape: Shape, memory: _Memory) -> dict[int, _Update]:
     return found
 
 
-def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a contiguous tensor."""
-    return tensor.numel() * tensor.element_size()
-
-
 @dataclass(slots=True)
 class _Listing:
     """Lists the calls of one program as C++.
 
     Attributes:
         name: Of its function.
-        shape: The program.
+        program: What is listed.
         memory: Of the stage.
         updates: Those that may wait when it begins, by the matrix's place among the held.
         parts: Kernels.
@@ -143,7 +144,7 @@ class _Listing:
     """
 
     name: str
-    shape: Shape
+    program: LoweredProgram
     memory: _Memory
     updates: Mapping[int, _Update]
     parts: list[str] = field(default_factory=list)
@@ -154,8 +155,8 @@ class _Listing:
     _unsettled: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        held = self.shape.held
-        for index, tensor in enumerate(self.shape.arguments):
+        held = self.program.held
+        for index, tensor in enumerate(self.program.arguments):
             address = tensor.untyped_storage().data_ptr()
             self._known[address] = f"h[{index}]" if index < held else f"r[{index - held}]"
             self._places[address] = index
@@ -196,7 +197,7 @@ class _Listing:
             raise Unlisted(msg)
         self._settle(output)
         source = self._address(output, "char*")
-        self.calls.append(f"std::memcpy(o[{index}], {source}, {size_of(output)});")
+        self.calls.append(f"std::memcpy(o[{index}], {source}, {output.nbytes});")
 
     def scalar(self, tensor: Tensor) -> str:
         """Return the expression of a number."""
@@ -251,7 +252,7 @@ class _Listing:
         self._settle(weight, delta, x, *scalars)
         update = self.updates[self._places[weight.untyped_storage().data_ptr()]]
         for tensor, place in zip((delta, x, *scalars), update.kept, strict=True):
-            self.calls.append(f"std::memcpy({place}, {self._pointer(tensor)}, {size_of(tensor)});")
+            self.calls.append(f"std::memcpy({place}, {self._pointer(tensor)}, {tensor.nbytes});")
         kind = _TYPES[weight.dtype]
         vectors = ", ".join(self._pointer(tensor) for tensor in (delta, x, check))
         self.calls.append(f"rows::check<{kind}, {weight.shape[0]}, {weight.shape[1]}>({vectors});")
@@ -272,7 +273,7 @@ class _Listing:
         return f"({type_name})({self._known[storage.data_ptr()]} + {offset})"
 
 
-def stage_code(programs: Sequence[Shape], num_threads: int) -> str:
+def stage_code(programs: Sequence[LoweredProgram], num_threads: int) -> str:
     """Return C++ of a stage: ``learn``, ``forward``, ``flush`` and ``memory_size``.
 
     Args:
@@ -286,7 +287,7 @@ def stage_code(programs: Sequence[Shape], num_threads: int) -> str:
     memory = _Memory()
     updates = _updates(programs[0], memory)
     named = zip(("learn", "forward"), programs, strict=True)
-    listings = [_Listing(name, shape, memory, updates) for name, shape in named]
+    listings = [_Listing(name, program, memory, updates) for name, program in named]
     functions = [_function(listing, num_threads) for listing in listings]
     flushed = (f"if ({update.flag}) {{ {update.apply()} }}" for update in updates.values())
     return _FORM.format(
@@ -300,16 +301,16 @@ def stage_code(programs: Sequence[Shape], num_threads: int) -> str:
 
 
 def _function(listing: _Listing, num_threads: int) -> str:
-    shape = listing.shape
+    program = listing.program
     results = torch_private.list_calls(
-        shape.graph, shape.arguments, listing.kernel, listing.operation, num_threads
+        program.graph, program.arguments, listing.kernel, listing.operation, num_threads
     )
-    outputs = results[:-1] if shape.learns else results
+    outputs = results[:-1] if program.learns else results
     for index, output in enumerate(outputs):
         listing.copy(index, output)
-    kept = _kept(shape, listing.memory) if shape.is_checked else []
-    is_finite = f"std::isfinite({listing.scalar(results[-1])})" if shape.is_checked else "true"
-    waits = [f"{update.flag} = 1;" for update in listing.updates.values() if shape.learns]
+    kept = _kept(program, listing.memory) if program.is_checked else []
+    is_finite = f"std::isfinite({listing.scalar(results[-1])})" if program.is_checked else "true"
+    waits = [f"{update.flag} = 1;" for update in listing.updates.values() if program.learns]
     return _FUNCTION.format(
         name=listing.name,
         keep=" ".join(keep for keep, _ in kept),
@@ -320,14 +321,14 @@ def _function(listing: _Listing, num_threads: int) -> str:
     )
 
 
-def _kept(shape: Shape, memory: _Memory) -> list[tuple[str, str]]:
+def _kept(program: LoweredProgram, memory: _Memory) -> list[tuple[str, str]]:
     """Return what keeps the values of what kernels learn, and what restores them."""
     found = []
-    for index in shape.learned:
-        if index in shape.joined:
+    for index in program.learned:
+        if index in program.joined:
             continue
-        size = size_of(shape.arguments[index])
-        if size != shape.arguments[index].untyped_storage().nbytes():
+        size = program.arguments[index].nbytes
+        if size != program.arguments[index].untyped_storage().nbytes():
             msg = "a tensor that is written does not lie in one piece"
             raise Unlisted(msg)
         place = memory.take(size)

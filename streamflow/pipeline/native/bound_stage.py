@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamflow.pipeline.capture.held_tensors import Buffer, Unsupported, baked
+from streamflow.pipeline import torch_private
+from streamflow.pipeline.capture.held_tensors import Buffer, Unsupported, settings_without_rates
 from streamflow.pipeline.capture.recorder import Recording
-from streamflow.pipeline.codegen.building import spec_of
-from streamflow.pipeline.native.runner import Work
+from streamflow.pipeline.capture.tensor_spec import TensorSpec
+from streamflow.pipeline.native.rings import Work
 from streamflow.pipeline.stages.stage import Stage
 from streamflow.pipeline.stages.updates import settings_of
 
@@ -50,8 +51,8 @@ class CompiledStage:
     def __init__(self, stage: Stage, recording: Recording) -> None:
         self.stage = stage
         self.recording = recording
-        self._optimizer = stage.updates.optimizer if recording.formula is not None else None
-        self._specs = [spec_of(tensor) for tensor in recording.learn.arguments]
+        self._optimizer = stage.updates.optimizer if recording.held.formula is not None else None
+        self._specs = [TensorSpec.of(tensor) for tensor in recording.learn.arguments]
         self._bound: _Bound | None = None
         self._constant_factors: dict[Any, Tensor] = {}
 
@@ -67,7 +68,7 @@ class CompiledStage:
         self._check_settings("settings of the optimizer change beside its learning rate")
         bound = self._bound
         if bound is not None:
-            now = [place().data_ptr() for place in self.recording.held]
+            now = [place().data_ptr() for place in self.recording.held.places]
             if now != bound.addresses:
                 bound = None
         self._bound = bound or self._bind()
@@ -87,7 +88,7 @@ class CompiledStage:
 
     def copy_of(self, work: Work) -> Work:
         """Return the same work on copies of all that is written."""
-        count = len(self.recording.held)
+        count = len(self.recording.held.places)
         held = [tensor.clone() for tensor in work.learn[:count]]
         return Work([*held, *work.learn[count:]], [*held, *work.forward[count:]], work.factors)
 
@@ -100,7 +101,7 @@ class CompiledStage:
             for _ in range(made):
                 updates.scheduler.step()
         if bound.counters and made:
-            torch._foreach_add_(bound.counters, made)
+            torch_private.add_to_all(bound.counters, made)
             bound.steps = [step + made for step in bound.steps]
         updates.made += made
         updates.skipped += skipped
@@ -112,34 +113,49 @@ class CompiledStage:
             {index for program in recording.programs for index in program.layout.written}
         )
         if held is None:
-            return [recording.held[index]().detach() for index in indices]
+            return [recording.held.places[index]().detach() for index in indices]
         return [held[index] for index in indices]
 
     def _factors(self, count: int, steps: Sequence[int]) -> Tensor:
         """Return the factors (updates, groups, factors) of the next updates, or one for all."""
-        recording, optimizer = self.recording, self._optimizer
-        if optimizer is None or recording.formula is None:
+        formula, scheduler = self.recording.held.formula, self.stage.updates.scheduler
+        if self._optimizer is None or formula is None:
             return torch.zeros(1, 0, 0)
-        schedule = _Schedule(optimizer, self.stage.updates.scheduler)
-        if not schedule and not recording.formula.counts:
-            rates = schedule.rates()
-            if rates not in self._constant_factors:
-                self._constant_factors = {rates: self._factors_of([rates], steps, 1)}
-            return self._constant_factors[rates]
-        if not schedule:
-            return self._factors_of([schedule.rates()], steps, count)
-        all_rates = []
+        if scheduler is not None:
+            return self._factors_of(self._coming_rates(scheduler, count), steps, count)
+        rates = self._rates()
+        if formula.counts:
+            return self._factors_of([rates], steps, count)
+        if rates not in self._constant_factors:
+            self._constant_factors = {rates: self._factors_of([rates], steps, 1)}
+        return self._constant_factors[rates]
+
+    def _rates(self) -> tuple[float, ...]:
+        assert self._optimizer is not None
+        return tuple(float(group["lr"]) for group in self._optimizer.param_groups)
+
+    def _coming_rates(self, scheduler: Any, count: int) -> list[tuple[float, ...]]:
+        """Return the rates of so many updates; the schedule is then where it was."""
+        assert self._optimizer is not None
+        groups = self._optimizer.param_groups
+        state = copy.deepcopy(scheduler.state_dict())
+        settings = [settings_of(group) for group in groups]
+        rates = []
         for _ in range(count):
-            all_rates.append(schedule.rates())
-            schedule.step()
+            rates.append(self._rates())
+            scheduler.step()
         try:
             self._check_settings("the schedule changes more of the optimizer than its rate")
         finally:
-            schedule.undo()
-        return self._factors_of(all_rates, steps, count)
+            scheduler.load_state_dict(state)
+            for group, before in zip(groups, settings, strict=True):
+                group.update(before)
+        return rates
 
     def _check_settings(self, msg: str) -> None:
-        if self._optimizer is not None and baked(self._optimizer) != self.recording.settings:
+        if self._optimizer is None:
+            return
+        if settings_without_rates(self._optimizer) != self.recording.held.settings:
             raise Unsupported(msg)
 
     def _factors_of(
@@ -147,16 +163,16 @@ class CompiledStage:
     ) -> Tensor:
         """Return factors from learning rates (samples or one, groups) and steps made so far."""
         recording = self.recording
-        assert recording.formula is not None
+        assert recording.held.formula is not None
         numbers = torch.arange(1, count + 1, dtype=torch.float64)
         groups = []
         for rate, step, settings in zip(
             torch.tensor(rates, dtype=torch.float64).unbind(1),
             steps,
-            recording.settings,
+            recording.held.settings,
             strict=True,
         ):
-            found = recording.formula.factors(rate, numbers + step, settings)
+            found = recording.held.formula.factors(rate, numbers + step, settings)
             groups.append(torch.stack([factor.expand(count) for factor in found], -1))
         layout = recording.learn.layout
         dtype = recording.learn.arguments[layout.held + layout.constants].dtype
@@ -169,10 +185,10 @@ class CompiledStage:
             for program in recording.programs
             for tensor in program.constants
         }
-        for place, spec in zip(recording.held, self._specs, strict=False):
+        for place, spec in zip(recording.held.places, self._specs, strict=False):
             tensor = place()
             address = tensor.untyped_storage().data_ptr()
-            fits = spec_of(tensor) == spec and (address not in used or not tensor.numel())
+            fits = TensorSpec.of(tensor) == spec and (address not in used or not tensor.numel())
             if not fits:
                 if not isinstance(place, Buffer):
                     msg = "parameters share memory, or have another shape or dtype than before"
@@ -180,7 +196,7 @@ class CompiledStage:
                 place.put(_renewed(tensor, spec))
                 address = place().untyped_storage().data_ptr()
             used.add(address)
-        held = [place().detach() for place in recording.held]
+        held = [place().detach() for place in recording.held.places]
         counters = [[self._counter(p) for p in group] for group in recording.counted]
         steps = [{int(counter) for counter in group} or {0} for group in counters]
         if any(len(found) > 1 for found in steps):
@@ -201,37 +217,9 @@ class CompiledStage:
         return counter
 
 
-class _Schedule:
-    """The learning rates of an optimizer: a schedule, or none, that can go back to where it was."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-        self._groups, self._scheduler = optimizer.param_groups, scheduler
-        if scheduler is not None:
-            self._state = copy.deepcopy(scheduler.state_dict())
-            self._settings = [settings_of(group) for group in self._groups]
-
-    def __bool__(self) -> bool:
-        return self._scheduler is not None
-
-    def rates(self) -> tuple[float, ...]:
-        return tuple(float(group["lr"]) for group in self._groups)
-
-    def step(self) -> None:
-        if self._scheduler is not None:
-            self._scheduler.step()
-
-    def undo(self) -> None:
-        if self._scheduler is None:
-            return
-        self._scheduler.load_state_dict(self._state)
-        for group, settings in zip(self._groups, self._settings, strict=True):
-            group.update(settings)
-
-
-def _renewed(tensor: Tensor, spec: Any) -> Tensor:
+def _renewed(tensor: Tensor, spec: TensorSpec) -> Tensor:
     """Return a copy of a buffer that lies in memory as the code expects it."""
-    shape, strides, dtype = spec
-    if tensor.shape != shape or tensor.dtype != dtype:
+    if tensor.shape != spec.shape or tensor.dtype != spec.dtype:
         msg = "a buffer has another shape or dtype than before"
         raise Unsupported(msg)
-    return torch.empty_strided(shape, strides, dtype=dtype).copy_(tensor.detach())
+    return spec.empty().copy_(tensor.detach())

@@ -1,4 +1,18 @@
-"""All stages of a pipeline as compiled code, beside the eager ones that they take over from."""
+"""All stages of a pipeline as compiled code, beside the eager ones that they take over from.
+
+Theory of operation. Both work on the same parameters, buffers and optimizer's state, so that either
+may go on at any time. Only samples in flight lie elsewhere: in objects (`InFlight`) where stages
+are eager, and here in slots of rings, sample ``n`` in slot ``n % len(rings)``:
+
+    take_over    objects -> rings, runner.place
+    learn        prepare, work -> runner.run -> finish; gradients may stay in the rings
+    hand_over    runner.numbers, rings -> objects; then the rings have nothing
+
+The code knows nothing of learning rates, counts of steps and random numbers. A call gets the
+factors of as many updates as it may make, one for every sample that it takes or finds in flight;
+random numbers are drawn before, in the order in which eager stages draw them. Then ``finish`` moves
+counters and schedules as far as updates were made.
+"""
 
 import time
 from collections.abc import Sequence
@@ -7,39 +21,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from streamflow.pipeline import trees
 from streamflow.pipeline.capture import noise
 from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.native.bound_stage import CompiledStage
-from streamflow.pipeline.native.runner import Done, Routine, Rows, Work
+from streamflow.pipeline.native.native import Native
+from streamflow.pipeline.native.rings import Done, Rows, Work
 from streamflow.pipeline.stages.messages import Gradient, Sample
 from streamflow.pipeline.stages.stage import Held, InFlight
+from streamflow.pipeline.torch_private import pytree
 
 
-class Line:
+class CompiledStages:
     """Compiled stages in a row.
 
     Attributes:
         stages: First stage first.
-        routine: Their code, once it is there.
+        runner: Their code, once it is there.
     """
 
     def __init__(self, stages: Sequence[CompiledStage]) -> None:
         self.stages = stages
-        self.routine: Routine | None = None
+        self.runner: Native | None = None
         recording = stages[-1].recording
         self._structure = recording.structure
-        self._outputs = [(shape[1:], dtype) for shape, dtype in recording.outputs]
+        self._outputs = [(spec.shape[1:], spec.dtype) for spec in recording.outputs]
         self._num_inputs = len(stages[0].recording.inputs)
         layout = recording.learn.layout
         self._num_labels = layout.others + layout.weights
 
     def __repr__(self) -> str:
-        state = "nothing yet" if self.routine is None else "ready"
+        state = "nothing yet" if self.runner is None else "ready"
         count = len(self.stages)
-        return f"<Line: {count} stage{'s' * (count > 1)}, {state}>"
+        return f"<CompiledStages: {count} stage{'s' * (count > 1)}, {state}>"
 
     def prepare(self) -> None:
         """Take in what has changed since the last call; before a run of calls.
@@ -86,15 +101,15 @@ class Line:
             Outputs and what would be written, or None where nothing was learned; and the
             seconds that it took.
         """
-        assert self.routine is not None
+        assert self.runner is not None
         self._load(in_flight)
         updates = len(is_learned) + self._most_held
         work = [stage.copy_of(stage.work(updates)) for stage in self.stages]
         rows = self._rows(samples, self._foresee(len(is_learned)), is_learned)
         start = time.perf_counter()
-        done = self.routine.run(work, rows, threads=False)
+        done = self.runner.run(work, rows, threads=False)
         seconds = time.perf_counter() - start
-        self.routine.place([0] * len(self.stages))
+        self.runner.place([0] * len(self.stages))
         if not done.made[-1]:
             return None, seconds
         written = [
@@ -118,8 +133,8 @@ class Line:
 
     def hand_over(self, number: int) -> InFlight:
         """Give up what is in flight; ``number`` samples have entered the pipeline."""
-        assert self.routine is not None
-        numbers = self.routine.numbers()
+        assert self.runner is not None
+        numbers = self.runner.numbers()
         behind = [*(following.start for following in numbers[1:]), 0]
         in_flight = InFlight(
             [
@@ -131,34 +146,34 @@ class Line:
                 for index, (own, stop) in enumerate(zip(numbers, behind, strict=True))
             ],
         )
-        self.routine.place([0] * len(self.stages))
+        self.runner.place([0] * len(self.stages))
         return in_flight
 
     def close(self) -> None:
         """End what runs the stages."""
-        if self.routine is not None:
-            self.routine.close()
+        if self.runner is not None:
+            self.runner.close()
 
     @property
     def _most_held(self) -> int:
         """Samples that a stage holds at most when it is at rest."""
-        assert self.routine is not None
-        return len(self.routine.slots[0])
+        assert self.runner is not None
+        return len(self.runner.rings[0])
 
     def _draw(self, count: int) -> list[Tensor]:
         """Draw the random numbers of the samples that come next; remember how."""
-        assert self.routine is not None
+        assert self.runner is not None
         found: list[Tensor] = []
-        for stage, slots in zip(self.stages, self.routine.slots, strict=True):
+        for stage, rings in zip(self.stages, self.runner.rings, strict=True):
             noises = stage.recording.noises
             if noises:
-                kept = len(slots) if len(self.stages) > 1 else 0
+                kept = len(rings) if len(self.stages) > 1 else 0
                 draw = partial(noise.draw, noises, count, kept)
                 drawn, states = stage.stage.randomness.draw(draw)
                 found += drawn
-                last = self.routine.numbers()[0].stop + count
+                last = self.runner.numbers()[0].stop + count
                 for n, state in enumerate(states, last - len(states)):
-                    slots.states[n % len(slots)] = state
+                    rings.states[n % len(rings)] = state
         return found
 
     def _foresee(self, count: int) -> list[Tensor]:
@@ -180,37 +195,37 @@ class Line:
         return Rows(inputs, noises, labels, outputs, bytes(is_learned), count)
 
     def _run(self, work: Sequence[Work], rows: Rows, *, threads: bool) -> Done:
-        assert self.routine is not None
-        done = self.routine.run(work, rows, threads=threads)
+        assert self.runner is not None
+        done = self.runner.run(work, rows, threads=threads)
         for stage, made, skipped in zip(self.stages, done.made, done.skipped, strict=True):
             stage.finish(made, skipped)
         return done
 
     def _load(self, in_flight: InFlight) -> None:
         """Copy what is in flight."""
-        assert self.routine is not None
+        assert self.runner is not None
         counts = [len(held) for held in in_flight.held]
-        self.routine.place(counts)
+        self.runner.place(counts)
         for index, (held, gradients) in enumerate(
             zip(in_flight.held, in_flight.gradients, strict=True)
         ):
-            slots = self.routine.slots[index]
+            rings = self.runner.rings[index]
             numbers = range(counts[0] - counts[index], counts[0])
             for n, sample in zip(numbers, held, strict=True):
                 buffers = sample.buffers or {}
                 names = self.stages[index].recording.snapshots
-                _fill(slots.inputs, n, trees.tensors(sample.values))
-                _fill(slots.snapshots, n, [buffers[name] for name in names])
-                if slots.noises:
+                _fill(rings.inputs, n, trees.tensors(sample.values))
+                _fill(rings.snapshots, n, [buffers[name] for name in names])
+                if rings.noises:
                     assert sample.random is not None
                     drawn = _replayed(self.stages[index], 1, sample.random)
-                    _fill(slots.noises, n, [tensor[0] for tensor in drawn])
-                    slots.states[n % len(slots)] = sample.random
+                    _fill(rings.noises, n, [tensor[0] for tensor in drawn])
+                    rings.states[n % len(rings)] = sample.random
             for n, gradient in zip(numbers, gradients, strict=False):
-                slots.is_empty[n % len(slots)] = gradient.values is None
+                rings.is_empty[n % len(rings)] = gradient.values is None
                 if gradient.values is not None:
                     self._check_reached(index, gradient.values)
-                    _fill(slots.gradients, n, [g for g in gradient.values if g is not None])
+                    _fill(rings.gradients, n, [g for g in gradient.values if g is not None])
 
     def _check_reached(self, index: int, gradients: Sequence[Tensor | None]) -> None:
         reached = self.stages[index].recording.reached
@@ -219,20 +234,20 @@ class Line:
             raise Unsupported(msg)
 
     def _held(self, index: int, n: int, number: int) -> Held:
-        assert self.routine is not None
-        stage, slots = self.stages[index], self.routine.slots[index]
+        assert self.runner is not None
+        stage, rings = self.stages[index], self.runner.rings[index]
         names = stage.recording.snapshots
-        values = pytree.tree_unflatten(_copies(slots.inputs, n), stage.recording.values)
-        buffers = dict(zip(names, _copies(slots.snapshots, n), strict=True))
-        random = slots.states[n % len(slots)]
+        values = pytree.tree_unflatten(_copies(rings.inputs, n), stage.recording.values)
+        buffers = dict(zip(names, _copies(rings.snapshots, n), strict=True))
+        random = rings.states[n % len(rings)]
         return stage.stage.recalled(Sample(number, True), values, buffers, random)
 
     def _gradient(self, index: int, n: int) -> Gradient:
-        assert self.routine is not None
-        slots = self.routine.slots[index]
-        if slots.is_empty[n % len(slots)]:
+        assert self.runner is not None
+        rings = self.runner.rings[index]
+        if rings.is_empty[n % len(rings)]:
             return Gradient(None)
-        found = iter(_copies(slots.gradients, n))
+        found = iter(_copies(rings.gradients, n))
         reached = self.stages[index].recording.reached
         return Gradient([next(found) if is_there else None for is_there in reached])
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streamflow.pipeline.capture.program import Kind, Program
+from streamflow.pipeline.capture.program import Program
 from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.capture.tensor_spec import TensorSpec
 from streamflow.pipeline.codegen import libraries
-from streamflow.pipeline.codegen.stage_source import size_of
-from streamflow.pipeline.native.rings import Slots
-from streamflow.pipeline.native.runner import Done, Rows, Work
+from streamflow.pipeline.native.rings import Done, Rings, Rows, Work
 from streamflow.pipeline.schedule import Order
 
 _ALIGNED = 64
@@ -153,7 +152,7 @@ class _Bound:
             self._addresses = held = _addresses(work.learn), _addresses(work.forward)
             call.learn_held, call.forward_held = map(ctypes.addressof, held)
         call.factors.first = factors.data_ptr()
-        call.factors.size = size_of(factors[0]) if len(factors) > 1 else 0
+        call.factors.size = factors[0].nbytes if len(factors) > 1 else 0
         self.work = work
 
 
@@ -161,7 +160,7 @@ class Native:
     """Runs compiled stages; while it does, the interpreter serves others.
 
     Attributes:
-        slots: Of each stage.
+        rings: Of each stage.
 
     Args:
         recordings: Of the stages.
@@ -180,14 +179,14 @@ class Native:
     ) -> None:
         self._line = _load_line()
         count = max(order.lag for order in orders) + 2
-        self.slots = [Slots(recording, count) for recording in recordings]
+        self.rings = [Rings(recording, count) for recording in recordings]
         self._alive: list[object] = []
         self._library_codes: list[_LibraryCode] = []
         options = (_StageOptions * len(recordings))()
-        for stage, recording, order, path, slots in zip(
-            options, recordings, orders, paths, self.slots, strict=True
+        for stage, recording, order, path, rings in zip(
+            options, recordings, orders, paths, self.rings, strict=True
         ):
-            self._fill(stage, recording, order, path, slots)
+            self._fill(stage, recording, order, path, rings)
             stage.is_newest = is_newest
         self._handle = ctypes.c_void_p(self._line.line_open(options, len(options)))
         if not self._handle:
@@ -201,7 +200,7 @@ class Native:
             for sizes in (_sizes(recordings[0].inputs), _label_sizes(last), _sizes(last.outputs))
         )
         noises = [
-            _as_places(_sizes([(noise.shape, noise.dtype) for noise in recording.noises]))
+            _as_places(_sizes([noise.spec for noise in recording.noises]))
             for recording in recordings
         ]
         for call, own in zip(calls, noises, strict=True):
@@ -221,10 +220,19 @@ class Native:
         self._call_at = ctypes.byref(self._call)
 
     def __repr__(self) -> str:
-        return f"<Native: {len(self.slots)} stages>"
+        return f"<Native: {len(self.rings)} stages>"
 
     def run(self, work: Sequence[Work], rows: Rows, *, threads: bool) -> Done:
-        """Run samples through the stages; see ``Routine``."""
+        """Run samples in order until every stage is at rest.
+
+        Args:
+            work: Of each stage.
+            rows: The samples.
+            threads: Give every stage a thread of its own, instead of one to all of them.
+
+        Raises:
+            RaisedError: A stage raised.
+        """
         call, count = self._call, rows.count
         for stage, own in zip(self._calls, work, strict=True):
             if own is not stage.work:
@@ -238,7 +246,7 @@ class Native:
             call.steps = ctypes.addressof(self._steps)
         call.count, call.is_learned = count, rows.is_learned
         for code in self._library_codes:
-            code.limit(max(torch.get_num_threads() // len(self.slots), 1) if threads else 0)
+            code.limit(max(torch.get_num_threads() // len(self.rings), 1) if threads else 0)
         self._line.line_run(self._handle, self._call_at, threads)
         if call.failed >= 0:
             message = call.message.decode(errors="replace")
@@ -260,7 +268,7 @@ class Native:
                 self._line.line_backwarded(self._handle, index),
                 self._line.line_forwarded(self._handle, index),
             )
-            for index in range(len(self.slots))
+            for index in range(len(self.rings))
         ]
 
     def close(self) -> None:
@@ -273,7 +281,7 @@ class Native:
         recording: Recording,
         order: Order,
         path: Path,
-        slots: Slots,
+        rings: Rings,
     ) -> None:
         if path.name == libraries.STAGE:
             library = ctypes.CDLL(os.fspath(path))
@@ -286,8 +294,8 @@ class Native:
             library, stage.memory = code.library, code.memory
             self._library_codes.append(code)
         written = (ctypes.c_long * len(recording.snapshots))(*recording.snapshots.values())
-        rings = slots.inputs, slots.noises, slots.snapshots, slots.gradients
-        places = [_places(part) for part in rings]
+        parts = rings.inputs, rings.noises, rings.snapshots, rings.gradients
+        places = [_places(part) for part in parts]
         self._alive += [written, *places]
         stage.learn, stage.forward = _function(library.learn), _function(library.forward)
         stage.flush = _function(library.flush)
@@ -296,7 +304,7 @@ class Native:
         stage.num_inputs, stage.num_noises, stage.num_snapshots, stage.num_gradients = counts
         stage.inputs, stage.noises, stage.snapshots, stage.gradients = firsts
         stage.written = ctypes.addressof(written)
-        stage.is_empty, stage.num_slots = slots.is_empty.data_ptr(), len(slots)
+        stage.is_empty, stage.num_slots = rings.is_empty.data_ptr(), len(rings)
 
 
 def _load(name: str) -> ctypes.CDLL:
@@ -337,15 +345,15 @@ def _function(function: object) -> int | None:
     return ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
 
 
-def _sizes(kinds: Sequence[Kind]) -> list[int]:
-    return [shape.numel() * dtype.itemsize for shape, dtype in kinds]
+def _sizes(specs: Sequence[TensorSpec]) -> list[int]:
+    return [spec.num_bytes for spec in specs]
 
 
 def _label_sizes(recording: Recording) -> list[int]:
     """Return the bytes of a sample's targets and weights."""
     layout, arguments = recording.learn.layout, recording.learn.arguments
     count = layout.others + layout.weights
-    return [size_of(tensor) for tensor in arguments[len(arguments) - count :]]
+    return [tensor.nbytes for tensor in arguments[len(arguments) - count :]]
 
 
 def _as_places(sizes: Sequence[int]) -> ctypes.Array[_Places]:
@@ -353,7 +361,7 @@ def _as_places(sizes: Sequence[int]) -> ctypes.Array[_Places]:
 
 
 def _places(rings: Sequence[Tensor]) -> ctypes.Array[_Places]:
-    return (_Places * len(rings))(*[_Places(ring.data_ptr(), size_of(ring[0])) for ring in rings])
+    return (_Places * len(rings))(*[_Places(ring.data_ptr(), ring[0].nbytes) for ring in rings])
 
 
 def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

@@ -1,4 +1,7 @@
-"""Where samples in flight lie while compiled code runs them."""
+"""What compiled stages work on: rings of samples in flight, and the tensors of a call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -6,7 +9,7 @@ from torch import Tensor
 from streamflow.pipeline.capture.recorder import Recording
 
 
-class Slots:
+class Rings:
     """Where the values of a stage's samples lie between forward and backward.
 
     Attributes:
@@ -19,13 +22,65 @@ class Slots:
     """
 
     def __init__(self, recording: Recording, count: int) -> None:
-        written = [recording.held[index]() for index in recording.snapshots.values()]
-        self.inputs = [torch.zeros(count, *s, dtype=d) for s, d in recording.inputs]
-        self.noises = [torch.zeros(count, *n.shape, dtype=n.dtype) for n in recording.noises]
+        written = [recording.held.places[index]() for index in recording.snapshots.values()]
+        self.inputs = [spec.zeros(count) for spec in recording.inputs]
+        self.noises = [noise.spec.zeros(count) for noise in recording.noises]
         self.states: list[Tensor | None] = [None] * count
         self.snapshots = [torch.zeros(count, *t.shape, dtype=t.dtype) for t in written]
-        self.gradients = [torch.zeros(count, *s, dtype=d) for s, d in recording.gradients]
+        self.gradients = [spec.zeros(count) for spec in recording.gradients]
         self.is_empty = torch.zeros(count, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.is_empty)
+
+
+@dataclass(slots=True)
+class Work:
+    """What a stage works on during a call.
+
+    Attributes:
+        learn: What it holds with the constants of its learning; the same list as long as nothing
+            replaces a tensor.
+        forward: Likewise with the constants of its forward.
+        factors: Of the optimizer's formula (updates or one for all, groups, factors).
+    """
+
+    learn: list[Tensor]
+    forward: list[Tensor]
+    factors: Tensor
+
+
+@dataclass(slots=True)
+class Rows:
+    """The samples of a call, all tensors (count, ...).
+
+    Attributes:
+        inputs: Tensors of the inputs.
+        noises: Likewise of random numbers, stage by stage.
+        labels: Likewise of targets and weights.
+        outputs: Where outputs go.
+        is_learned: A byte for each.
+        count: How many.
+    """
+
+    inputs: Sequence[Tensor]
+    noises: Sequence[Tensor]
+    labels: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    is_learned: bytes
+    count: int
+
+
+@dataclass(slots=True)
+class Done:
+    """What came of a call.
+
+    Attributes:
+        steps: For each sample the updates that stage 0 had made in this call before it.
+        made: Updates of each stage.
+        skipped: Samples of each stage that were passed over since something was not finite.
+    """
+
+    steps: list[int]
+    made: list[int]
+    skipped: list[int]

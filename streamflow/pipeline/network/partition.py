@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from streamflow.errors import PartitionError
+from streamflow.pipeline import torch_private
 from streamflow.pipeline.network import tracing
 from streamflow.pipeline.network.chain import cut_chain
 from streamflow.pipeline.network.signature import CallSignature, required, signature_of
@@ -136,12 +137,12 @@ class _Part(nn.Module):
 
 def _graft(into: nn.Module, other: nn.Module) -> None:
     """Add the tensors and modules of ``other`` that ``into`` does not have."""
-    for name, parameter in other._parameters.items():
-        into._parameters.setdefault(name, parameter)
-    for name, buffer in other._buffers.items():
-        into._buffers.setdefault(name, buffer)
-    for name, part in other._modules.items():
-        mine = into._modules.setdefault(name, part)
+    for name, parameter in torch_private.parameters_of(other).items():
+        torch_private.parameters_of(into).setdefault(name, parameter)
+    for name, buffer in torch_private.buffers_of(other).items():
+        torch_private.buffers_of(into).setdefault(name, buffer)
+    for name, part in torch_private.children_of(other).items():
+        mine = torch_private.children_of(into).setdefault(name, part)
         if mine is not part and mine is not None and part is not None:
             _graft(mine, part)
 
@@ -176,7 +177,7 @@ def _is_layer(part: nn.Module) -> bool:
     if isinstance(part, nn.Sequential):
         return False
     is_torchs = type(part).__module__.startswith("torch.nn")
-    has_tensors = bool(part._parameters or part._buffers)
+    has_tensors = bool(torch_private.parameters_of(part) or torch_private.buffers_of(part))
     return is_torchs or has_tensors or not any(True for _ in part.children())
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamflow.errors import PartitionError
 from streamflow.pipeline.network.watching import Attributes, has_hooks
+from streamflow.pipeline.torch_private import watching
 
 _DEVICES = ("cpu", "cuda")
 
@@ -27,7 +27,7 @@ def refusing(module: nn.Module) -> Iterator[None]:
     attributes, numbers = Attributes(module), random.getstate()
     written = ""
     try:
-        with _NoDraws(), _draws() as drawn:  # type: ignore[no-untyped-call]
+        with watching(_no_draws), _draws() as drawn:
             yield
     finally:
         written = attributes.set_back()
@@ -74,20 +74,12 @@ def check_modes(before: list[bool]) -> None:
         raise PartitionError(msg)
 
 
-class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses random numbers that are drawn while the code is traced and would stay the same."""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            msg = "random numbers, which a trace would draw once"
-            raise PartitionError(msg)
-        return func(*args, **(kwargs or {}))
+def _no_draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Refuse random numbers that are drawn while the code is traced and would stay the same."""
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        msg = "random numbers, which a trace would draw once"
+        raise PartitionError(msg)
+    return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

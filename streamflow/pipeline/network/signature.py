@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from streamflow.pipeline import trees
+from streamflow.pipeline.torch_private import pytree
 
 
 class CallSignature:

@@ -37,9 +37,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from streamflow.errors import PartitionError
+from streamflow.pipeline import torch_private
 from streamflow.pipeline.network import refusals, signature
 from streamflow.pipeline.network.signature import CallSignature
 
@@ -237,7 +237,9 @@ class _Tracer(fx.Tracer):
             .lstrip()
             .startswith("assert ")
         ):
-            self.create_proxy("call_function", torch._assert, (obj, "assertion failed"), {})
+            self.create_proxy(
+                "call_function", torch_private.ASSERT.get(), (obj, "assertion failed"), {}
+            )
             return True
         return super().to_bool(obj)
 
@@ -272,7 +274,7 @@ class _Tracer(fx.Tracer):
             else constant[1]
             for place, constant in enumerate(self._call.constants)
         ]
-        args, kwargs = pytree.tree_unflatten(leaves, self._call.spec)
+        args, kwargs = torch_private.pytree.tree_unflatten(leaves, self._call.spec)
         return lambda root: root_fn(root, *args, **kwargs), [self.root]
 
     def _constant(self, tensor: Tensor) -> fx.Node:

@@ -6,8 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_OWN = {*vars(nn.Module()), "_flat_weights"} - {"training"}
+from streamflow.pipeline.torch_private import (
+    FLAT_WEIGHTS,
+    HOOKS,
+    buffers_of,
+    children_of,
+    hooks_of,
+    parameters_of,
+)
+
+_OWN = {*vars(nn.Module()), FLAT_WEIGHTS[0]} - {"training"}
 _SIMPLE = (int, float, str)
 
 _Place = tuple[dict[str, Any], str, Any]
@@ -24,12 +32,14 @@ class Attributes:
         named = [pair for root in modules for pair in root.named_modules()]
         self._parts = [part for _, part in named]
         self._all = [place for part in self._parts for place in _places(part)]
-        buffers = {id(part._buffers) for part in self._parts}  # which eager learning may replace
+        buffers = {id(buffers_of(part)) for part in self._parts}  # which eager learning may replace
         self._watched = [place for place in self._all if id(place[0]) not in buffers]
         values = (value for _, _, value in self._watched)
         self._contents = [(v, v.copy()) for v in values if isinstance(v, list | dict | set)]
-        self._hooks = [getattr(part, key) for part in self._parts for key in _HOOKS]
-        parameters = [p for part in self._parts for p in part._parameters.values() if p is not None]
+        self._hooks = [getattr(part, key) for part in self._parts for key in HOOKS]
+        parameters = [
+            p for part in self._parts for p in parameters_of(part).values() if p is not None
+        ]
         self._gradients = [(parameter, parameter.requires_grad) for parameter in parameters]
         self._modes = _modes()
         hooked = (name or type(part).__name__ for name, part in named if _is_hooked(part))
@@ -80,18 +90,18 @@ def _is_same(value: Any, content: Any) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Say whether something is called beside the forward of a module itself."""
-    return any(getattr(module, hooks) for hooks in _HOOKS)
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    own = (parameter for parameter in module._parameters.values() if parameter is not None)
-    return has_hooks(module) or any(parameter._backward_hooks for parameter in own)
+    own = (parameter for parameter in parameters_of(module).values() if parameter is not None)
+    return has_hooks(module) or any(map(hooks_of, own))
 
 
 def _places(part: nn.Module) -> Iterator[_Place]:
     attributes: dict[str, Any] = vars(part)
     yield from ((attributes, key, value) for key, value in attributes.items() if key not in _OWN)
-    for held in (part._modules, part._parameters, part._buffers):
+    for held in (children_of(part), parameters_of(part), buffers_of(part)):
         yield from ((held, key, value) for key, value in held.items())
 
 

@@ -84,7 +84,7 @@ class Plan:
         call: Seconds that a call of the pipeline takes beside those of its stages.
         limit: What keeps the rate from being higher.
         tried: What was measured to choose, first one stage inline.
-        learning: How samples are learned and why, where that is known beside what was measured.
+        learning: How samples are learned and why, as far as that is known.
         is_compiled: Whether the rate is that of compiled code. Then what stages and layers cost is
             that of eager learning, all faster by as much as the whole is.
     """
@@ -145,7 +145,7 @@ class Plan:
             f"samples wait; a call adds {seconds(self.call)}"
         )
         if self.is_compiled:
-            yield "compiled; what parts of it cost is estimated from eager learning"
+            yield f"{self.learning}; what parts of it cost is estimated from eager learning"
         elif self.learning:
             yield f"figures of eager learning; now it is {self.learning}"[:WIDTH]
         tried = (f"{t.num_stages} {t.executor} {t.rate:,.0f}" for t in self.tried)

@@ -287,7 +287,7 @@ def _plan(
         loaded_latency=found.loaded_latency * factor,
         call=surroundings.call,
         limit=_limit(periods, factor, found.rate, executor, surroundings.admission),
-        learning="" if found.is_compiled else found.learning,
+        learning=found.learning,
         is_compiled=found.is_compiled,
         tried=tuple(Tried(*way, outcome.rate) for way, outcome in trials.tried.items()),
     )

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from streamflow.errors import OptionError
-from streamflow.pipeline import torch_private, trees
+from streamflow.pipeline import trees
 from streamflow.pipeline.admission import Admission
+from streamflow.pipeline.codegen.libraries import find_compiler
 from streamflow.pipeline.options import Options
 from streamflow.pipeline.planning.costs import Cost
 from streamflow.pipeline.routing.compiled import MOST
@@ -148,7 +149,7 @@ class Rehearsal:
         found = self._router.learning
         if found != EAGER_SO_FAR:
             return found
-        return "" if _has_compiler() else "eager: no C++ compiler"
+        return "" if find_compiler() is not None else "eager: no C++ compiler"
 
     def settle(self, seconds: Callable[[], float], *, at_least: int = 1) -> None:
         """Choose how many samples make a measurement, once everything is allocated.
@@ -284,13 +285,6 @@ def recorded(options: Options, num_stages: int) -> dict[str, Any]:
     """Return changes of options with which each stage does all that it does under load, itself."""
     is_greedy = options.schedule == "greedy" and num_stages > 1
     return {"clip_over": "stage"} | ({"schedule": "1f1b"} if is_greedy else {})
-
-
-def _has_compiler() -> bool:
-    try:
-        return torch_private.find_compiler() is not None
-    except Exception:  # of whatever kind: torch cannot be asked, and then it cannot compile either
-        return False
 
 
 def in_turn(

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamflow.pipeline import torch_private, trees
+from streamflow.pipeline import trees
 from streamflow.pipeline.admission import AdmittedBatch
 from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.capture.recorder import record
 from streamflow.pipeline.codegen.cache import Compiler
+from streamflow.pipeline.codegen.libraries import find_compiler
 from streamflow.pipeline.native.bound_stage import CompiledStage
-from streamflow.pipeline.native.line import Line
+from streamflow.pipeline.native.line import CompiledStages
 from streamflow.pipeline.native.native import Native, RaisedError
 from streamflow.pipeline.network.watching import Attributes
 from streamflow.pipeline.options import Options
@@ -93,7 +94,9 @@ class CompiledWay:
         for stage, recording in zip(stages, recordings, strict=True):
             if recording.noises:
                 stage.randomness.is_used = True
-        self._line = Line([CompiledStage(s, r) for s, r in zip(stages, recordings, strict=True)])
+        self._line = CompiledStages(
+            [CompiledStage(s, r) for s, r in zip(stages, recordings, strict=True)]
+        )
         self._stages = stages
         self._states = [stage.states for stage in stages if stage.states]
         self._options = options
@@ -113,14 +116,14 @@ class CompiledWay:
     @property
     def is_ready(self) -> bool:
         """Whether the code is there."""
-        return self._line.routine is not None
+        return self._line.runner is not None
 
     def load(self) -> None:
         """Load the code of all stages, where it is on disk."""
         paths = self.compiler.find()
         if paths is not None:
             recordings = [stage.recording for stage in self._line.stages]
-            self._line.routine = Native(
+            self._line.runner = Native(
                 recordings,
                 orders(self._options.schedule, len(recordings)),
                 paths,
@@ -129,7 +132,7 @@ class CompiledWay:
 
     def make(self, *, waits: bool) -> None:
         """Have the code made, which may take a while; ``compiler.failure`` says why it is not."""
-        if torch_private.find_compiler() is None:
+        if find_compiler() is None:
             self.compiler.failure = "no C++ compiler; apt install g++"
         if self.compiler.failure:
             return

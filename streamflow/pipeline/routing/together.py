@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from streamflow.errors import OptionError, PartitionError, SampleError, StageError
-from streamflow.pipeline import trees
+from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.admission import AdmittedBatch
 from streamflow.pipeline.capture.held_tensors import Unsupported
 from streamflow.pipeline.network.watching import Attributes
@@ -175,6 +175,9 @@ class TogetherWay:
                 return self._new_group(key, inputs, count)
         except StageError:
             raise
+        except torch_private.Unavailable as error:
+            torch_private.warn(str(error))
+            self._refuse(str(error))
         except Exception as error:  # whatever speaks against a batch speaks against no sample
             self._refuse(f"{type(error).__name__}: {error}")
         return None
@@ -214,10 +217,7 @@ class TogetherWay:
 
 def _compiles_itself(module: nn.Module) -> bool:
     """Say whether parts of a network are compiled for the shapes that they get."""
-    return any(
-        "_orig_mod" in part._modules or part._compiled_call_impl is not None
-        for part in module.modules()
-    )
+    return any(torch_private.compiles_itself(part) for part in module.modules())
 
 
 def _num_rows(tree: Any) -> set[int]:

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from streamflow.pipeline import trees
+from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.stages.lanes import await_here, now
 from streamflow.pipeline.stages.randomness import default_generator
 from streamflow.pipeline.stages.stage import Stage, call
@@ -54,6 +53,7 @@ class Trial:
     def __init__(self, stages: Sequence[Stage]) -> None:
         self._stages = stages
         self._watch = _Watch()
+        self._watching = torch_private.watching(self._watch)
 
     def count_rows(self, inputs: Any, count: int) -> int:
         """Return how many samples may share a forward.
@@ -121,7 +121,7 @@ class Trial:
 
         def run() -> Any:
             before = generator.get_state()
-            with self._watch:
+            with self._watching:
                 outputs = call(stage.module, values, is_first=stage.index == 0)
             if not torch.equal(before, generator.get_state()):
                 msg = "the network draws random numbers"
@@ -141,7 +141,7 @@ class Trial:
         return outputs
 
 
-class _Seen:
+class _Watch:
     """What operations did.
 
     Attributes:
@@ -150,22 +150,16 @@ class _Seen:
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.largest = 0
         self.has_read = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         if torch.Tag.data_dependent_output in func.tags or func is torch.ops.aten.nonzero.default:
             self.has_read = True
         if isinstance(result, Tensor) and not func.is_view:  # a weight's, most of all
             self.largest = max(self.largest, result.numel())
         return result
-
-
-# Torch wraps a method that a mode itself has so that its first call imports the compiler: seconds.
-class _Watch(_Seen, TorchDispatchMode):  # type: ignore[no-untyped-call]  # __init_subclass__
-    """Sees every operation."""
 
 
 @contextmanager
@@ -175,24 +169,28 @@ def _copied_buffers(stage: Stage) -> Iterator[None]:
     Raises:
         Unequal: The forward writes a buffer or a parameter.
     """
-    own = [(owner, key, owner._buffers[key]) for _, owner, key in stage.buffers.places]
+    own = [
+        (owner, key, torch_private.buffers_of(owner)[key]) for _, owner, key in stage.buffers.places
+    ]
     copies = [None if buffer is None else buffer.detach().clone() for _, _, buffer in own]
-    versions = [parameter._version for parameter in stage.parameters.values()]
+    versions = [torch_private.version_of(parameter) for parameter in stage.parameters.values()]
     for (owner, key, _), copied in zip(own, copies, strict=True):
-        owner._buffers[key] = copied
+        torch_private.buffers_of(owner)[key] = copied
     try:
         yield
-        left = [owner._buffers[key] for owner, key, _ in own]
+        left = [torch_private.buffers_of(owner)[key] for owner, key, _ in own]
         is_written = any(
-            now is not copied or (copied is not None and copied._version > 0)
+            now is not copied or (copied is not None and torch_private.version_of(copied) > 0)
             for now, copied in zip(left, copies, strict=True)
         )
-        if is_written or versions != [p._version for p in stage.parameters.values()]:
+        if is_written or versions != [
+            torch_private.version_of(p) for p in stage.parameters.values()
+        ]:
             msg = "the forward writes buffers or parameters"
             raise Unequal(msg)
     finally:
         for owner, key, buffer in own:
-            owner._buffers[key] = buffer
+            torch_private.buffers_of(owner)[key] = buffer
 
 
 def rows(tree: Any, places: slice | Tensor) -> Any:

@@ -97,12 +97,14 @@ class Variants:
         """Say how samples are learned now."""
         if self.reason:
             return f"eager: {self.reason}"
-        if any(way.is_tried for way in self._found.values()):
+        codes = [way.compiler.code for way in self._found.values() if way.is_tried]
+        if codes:
+            code = min(codes)  # "library calls", the slower of the two, comes first
             if len(self._assembly.stages) == 1:
-                return "compiled"
+                return f"compiled: {code}"
             if self._preference is None:
-                return f"compiled, {self._options.executor}"
-            return f"compiled, {'threads' if self._preference.threads else 'inline'}"
+                return f"compiled: {code}, {self._options.executor}"
+            return f"compiled: {code}, {'threads' if self._preference.threads else 'inline'}"
         is_busy = any(way.compiler.is_busy for way in self._found.values())
         return "eager while it compiles" if is_busy else EAGER_SO_FAR
 

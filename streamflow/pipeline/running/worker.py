@@ -28,7 +28,15 @@ from streamflow.pipeline.stages.messages import (
 )
 from streamflow.pipeline.stages.stage import Held, Stage
 
-BATCHES = nn.modules.batchnorm._NormBase
+BATCHES = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
 # What these layers say of a batch of one whose channels hold a single value.
 ONE_VALUE = ("more than 1 value per channel", "more than 1 spatial element")
 

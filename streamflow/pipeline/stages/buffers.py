@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from streamflow.pipeline.torch_private import buffers_of, version_of
+
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
@@ -27,7 +29,7 @@ class Buffers:
         self.places = [
             (f"{path}.{key}" if path else key, owner, key)
             for path, owner in module.named_modules()
-            for key in owner._buffers.keys()  # noqa: SIM118  # a script module's has no iterator
+            for key in buffers_of(owner).keys()  # noqa: SIM118  # a script module's has no iterator
         ]
         self._copies: dict[str, _Copy] = {}
 
@@ -36,7 +38,7 @@ class Buffers:
 
     def current(self) -> dict[str, Tensor]:
         """Return the buffers themselves."""
-        tensors = ((name, owner._buffers[key]) for name, owner, key in self.places)
+        tensors = ((name, buffers_of(owner)[key]) for name, owner, key in self.places)
         return {name: tensor for name, tensor in tensors if tensor is not None}
 
     def clone(self) -> dict[str, Tensor]:
@@ -46,9 +48,9 @@ class Buffers:
     def detach(self) -> None:
         """Cut off the graph what a forward wrote, so that none reaches from sample to sample."""
         for _, owner, key in self.places:
-            tensor = owner._buffers[key]
+            tensor = buffers_of(owner)[key]
             if tensor is not None and tensor.requires_grad:
-                owner._buffers[key] = tensor.detach()
+                buffers_of(owner)[key] = tensor.detach()
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return copies of the buffers as they are now."""
@@ -60,7 +62,7 @@ class Buffers:
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         kept = self._copies.get(name)
-        if kept is None or kept.source is not tensor or kept.version != tensor._version:
-            kept = _Copy(tensor, tensor._version, tensor.detach().clone())
+        if kept is None or kept.source is not tensor or kept.version != version_of(tensor):
+            kept = _Copy(tensor, version_of(tensor), tensor.detach().clone())
             self._copies[name] = kept
         return kept.copy

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from streamflow.errors import OptionError
-from streamflow.pipeline import trees
+from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.options import Device
 
 Ready = torch.cuda.Event | None
@@ -135,4 +135,4 @@ def move(stage: nn.Module, whole: nn.Module, device: torch.device) -> None:
         moved = buffer.to(device)
         path, _, key = name.rpartition(".")
         for module in (stage, whole):
-            module.get_submodule(path)._buffers[key] = moved
+            torch_private.buffers_of(module.get_submodule(path))[key] = moved

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from streamflow.errors import OptionError
+from streamflow.pipeline import torch_private
 
 Key = str | bytes | int | float | bool | None
 """The stream of a sample; None where a caller names none, which is a stream of its own."""
@@ -79,7 +80,7 @@ class States:
         """Take over what the forward of a sample left in the buffers."""
         for name, places in self._places.items():
             owner, buffer = places[0]
-            tensor = owner._buffers[buffer]
+            tensor = torch_private.buffers_of(owner)[buffer]
             assert tensor is not None
             self._sets[key][name] = tensor.detach()
             self._put(name, tensor.detach())
@@ -105,7 +106,7 @@ class States:
 
     def _put(self, name: str, tensor: Tensor) -> None:
         for owner, buffer in self._places[name]:
-            owner._buffers[buffer] = tensor
+            torch_private.buffers_of(owner)[buffer] = tensor
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:

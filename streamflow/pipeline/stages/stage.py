@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamflow.errors import PartitionError
-from streamflow.pipeline import trees
+from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.stages.buffers import Buffers
 from streamflow.pipeline.stages.lanes import Lane
 from streamflow.pipeline.stages.messages import Gradient, Sample
@@ -251,12 +251,12 @@ class Stage:
     def peek(self, values: tuple[Any, ...], key: Key) -> Any:
         """Run the stage as its next forward would, and leave no trace."""
         copied = trees.map_tensors(torch.Tensor.clone, values)
-        versions = [tensor._version for tensor in trees.tensors(copied)]
+        versions = [torch_private.version_of(tensor) for tensor in trees.tensors(copied)]
         tensors = {**self.buffers.clone(), **self.states.of(key)}
         with torch.no_grad():
             outputs = self.randomness.probe(lambda: self._call(copied, tensors))
         self._check_shared(tensors)
-        if [tensor._version for tensor in trees.tensors(copied)] != versions:
+        if [torch_private.version_of(tensor) for tensor in trees.tensors(copied)] != versions:
             self._check_aliases(values)
             self._writes_inputs = True
         return outputs
@@ -265,7 +265,7 @@ class Stage:
         """Raise where this stage writes a buffer that others use: when, would be chance."""
         own = self.buffers.current()
         for name in self._shared_buffers:
-            if tensors[name]._version or not torch.equal(tensors[name], own[name]):
+            if torch_private.version_of(tensors[name]) or not torch.equal(tensors[name], own[name]):
                 msg = (
                     f"stages: expected one stage to use a buffer that is written, got {name} "
                     f"written in stage {self.index} and used in another; cut elsewhere"
