@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 from streamflow.pipeline import Pipeline, trees
 from streamflow.pipeline.admission import Admission
 from streamflow.pipeline.capture.held_tensors import Unsupported
-from streamflow.pipeline.capture.recorder import Recording, record
+from streamflow.pipeline.capture.recorder import record
+from streamflow.pipeline.capture.recording import Recording
 from streamflow.pipeline.codegen.building import in_place
 from streamflow.pipeline.native.bound_stage import CompiledStage
 from streamflow.pipeline.native.line import CompiledStages

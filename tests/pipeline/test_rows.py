@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
-from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.capture.recording import Recording
 from streamflow.pipeline.codegen import matvec
 from streamflow.pipeline.codegen.building import joined
 from tests.pipeline.networks import chain, stream

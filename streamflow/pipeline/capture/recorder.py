@@ -22,17 +22,17 @@ are looked at, attributes that a forward leaves changed, a loss that draws rando
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from streamflow.pipeline import torch_private, trees
 from streamflow.pipeline.capture import graphs, noise
 from streamflow.pipeline.capture.held_tensors import HeldTensors, Unsupported
 from streamflow.pipeline.capture.program import Layout, Program
+from streamflow.pipeline.capture.recording import Recording, reached_of
 from streamflow.pipeline.capture.tensor_spec import TensorSpec
 from streamflow.pipeline.stages.messages import Sample
 from streamflow.pipeline.stages.stage import Stage, call
@@ -40,53 +40,6 @@ from streamflow.pipeline.stages.updates import norm_factor
 from streamflow.pipeline.torch_private import pytree
 
 _MOST_OPERATIONS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """How a stage runs samples of one kind.
-
-    Attributes:
-        learn: All of a sample, or its backward and update.
-        forward: Its forward alone.
-        held: What both take first.
-        counted: Parameters whose optimizer counts steps, by group.
-        values: Structure of what the stage is called with.
-        structure: Of an output.
-        inputs: Tensors of what it is called with.
-        outputs: Tensors of an output.
-        reached: For each of them that can carry a gradient, whether one comes back.
-    """
-
-    learn: Program
-    forward: Program
-    held: HeldTensors
-    counted: list[list[nn.Parameter]]
-    values: pytree.TreeSpec
-    structure: pytree.TreeSpec
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    reached: list[bool]
-
-    @property
-    def noises(self) -> list[noise.Noise]:
-        """Random numbers that a forward draws."""
-        return self.forward.noises
-
-    @property
-    def programs(self) -> list[Program]:
-        """The learning and the forward."""
-        return [self.learn, self.forward]
-
-    @property
-    def snapshots(self) -> dict[str, int]:
-        """Buffers that the forward writes, and where they are among the held."""
-        return self.held.buffers_at(self.forward.layout.written)
-
-    @property
-    def gradients(self) -> list[TensorSpec]:
-        """The tensors of an output by which a gradient comes."""
-        return _reached(self.outputs, self.reached)
 
 
 def record(
@@ -222,7 +175,7 @@ class _Recorder:
             return [*self._new_values(state), *state.upward, torch.as_tensor(state.check)]
 
         buffers = [self.held.buffers[name]().detach() for name in written]
-        gradients = [spec.zeros() for spec in _reached(self._outputs, reached)]
+        gradients = [spec.zeros() for spec in reached_of(self._outputs, reached)]
         rows = [*trees.tensors(self.values), *buffers, *gradients]
         self._learn = self._program(backward, rows, learns=True, weights=0)
 
@@ -436,9 +389,3 @@ class _State:
         self.gradients: dict[str, Tensor] = {}
         self.upward: list[Tensor] = []
         self.check: Tensor | float = 0.0
-
-
-def _reached(outputs: Sequence[TensorSpec], reached: Sequence[bool]) -> list[TensorSpec]:
-    """Return those of the outputs by which a gradient comes; none does in the last stage."""
-    floats = [spec for spec in outputs if spec.can_carry_gradient]
-    return [spec for spec, is_there in zip(floats, reached, strict=False) if is_there]

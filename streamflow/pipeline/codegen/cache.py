@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from streamflow.pipeline import torch_private
-from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.capture.recording import Recording
 from streamflow.pipeline.codegen import libraries
 from streamflow.pipeline.codegen.building import Job, ProgramSpec, Request
 

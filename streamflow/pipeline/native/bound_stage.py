@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamflow.pipeline import torch_private
 from streamflow.pipeline.capture.held_tensors import Buffer, Unsupported, settings_without_rates
-from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.capture.recording import Recording
 from streamflow.pipeline.capture.tensor_spec import TensorSpec
 from streamflow.pipeline.native.rings import Work
 from streamflow.pipeline.stages.stage import Stage

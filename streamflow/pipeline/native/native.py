@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streamflow.pipeline.capture.program import Program
-from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.capture.recording import Recording
 from streamflow.pipeline.capture.tensor_spec import TensorSpec
 from streamflow.pipeline.codegen import libraries
 from streamflow.pipeline.native.rings import Done, Rings, Rows, Work

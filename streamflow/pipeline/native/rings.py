@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamflow.pipeline.capture.recorder import Recording
+from streamflow.pipeline.capture.recording import Recording
 
 
 class Rings:
