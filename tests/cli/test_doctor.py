@@ -267,7 +267,7 @@ def test_packages_that_are_missing_are_told_with_the_command_that_installs_them(
     found = {item["subject"]: item for item in json.loads(capsys.readouterr().out)}
     finding = found["kafka: the package aiokafka"]
     assert finding["found"] == "not installed"
-    assert finding["cure"] == "run: pip install 'streamflow[kafka]'"
+    assert finding["cure"] == "run: pip install 'streamflow-online[kafka]'"
 
 
 def test_what_a_graph_connects_to_is_tried(

@@ -246,8 +246,9 @@ async def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(plugins, "find_spec", lambda _: None)
     for node in (FileSource(path="a.parquet"), FileSink(path="a.parquet")):
         [problem] = node.deep_problems(tmp_path)
-        assert "pyarrow, found it is not installed; run: pip install 'streamflow[parquet]'" in str(
-            problem
+        assert (
+            "pyarrow, found it is not installed; run: pip install 'streamflow-online[parquet]'"
+            in str(problem)
         )
         with pytest.raises(MissingExtraError, match="pyarrow"):
             async with node.open(Context("node", tmp_path)):

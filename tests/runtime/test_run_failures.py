@@ -222,7 +222,7 @@ class NotInstalled(ListSink):
     """Needs a package that nobody has."""
 
     type: Literal["absent"] = "absent"  # type: ignore[assignment]
-    requires: ClassVar[dict[str, str]] = {"no_such_module_at_all": "streamflow[absent]"}
+    requires: ClassVar[dict[str, str]] = {"no_such_module_at_all": "streamflow-online[absent]"}
 
 
 async def test_a_missing_package_is_found_before_anything_is_opened() -> None:

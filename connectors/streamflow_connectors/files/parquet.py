@@ -13,7 +13,7 @@ from pydantic import Field
 from streamflow.codecs.formats import Codec, Format
 from streamflow.codecs.framing import Splitter
 
-REQUIRES: Final = {"pyarrow": "streamflow[parquet]"}
+REQUIRES: Final = {"pyarrow": "streamflow-online[parquet]"}
 
 
 class ParquetFormat(Format):

@@ -18,7 +18,7 @@ from streamflow.nodes.declarations import Source
 from streamflow.nodes.sizes import SizeField
 from streamflow_connectors.network.addresses import WebAddress
 
-REQUIRES = {"httpx": "streamflow[http]", "stamina": "streamflow[http]"}
+REQUIRES = {"httpx": "streamflow-online[http]", "stamina": "streamflow-online[http]"}
 
 
 class HttpSource(WebAddress, Source):

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from streamflow.contracts import Context
 from streamflow_connectors.network.tls import Certificates
 
-REQUIRES = {"aiokafka": "streamflow[kafka]"}
+REQUIRES = {"aiokafka": "streamflow-online[kafka]"}
 
 
 class Connection(Certificates):

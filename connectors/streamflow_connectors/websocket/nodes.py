@@ -19,7 +19,7 @@ from streamflow.nodes.declarations import Sink, Source
 from streamflow.nodes.sizes import SizeField
 from streamflow_connectors.network.addresses import WebAddress
 
-REQUIRES = {"websockets": "streamflow[websocket]", "stamina": "streamflow[websocket]"}
+REQUIRES = {"websockets": "streamflow-online[websocket]", "stamina": "streamflow-online[websocket]"}
 
 
 class WebSocketOptions(WebAddress):
