@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,10 +11,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio import to_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
 
 from streamflow import Graph, GraphError
 from streamflow.contracts import Context, Publishing, Resume, Writer
@@ -23,6 +20,7 @@ from streamflow.errors import ConnectorError
 from streamflow.testing import ListSource
 from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink
+from tests.connectors.clocks import by_clock
 from tests.connectors.file_records import unpacked
 
 pytestmark = pytest.mark.anyio
@@ -330,12 +328,7 @@ async def test_few_files_are_open_at_once(tmp_path: Path) -> None:
     }
 
 
-async def with_a_clock(run: Any) -> None:
-    options = {"clock": MockClock(autojump_threshold=0.01)}
-    await to_thread.run_sync(partial(anyio.run, run, backend="trio", backend_options=options))
-
-
-async def test_files_are_finished_when_it_is_time(tmp_path: Path) -> None:
+def test_files_are_finished_when_it_is_time(tmp_path: Path) -> None:
     async def run() -> None:
         sink = FileSink(path="r.jsonl", rotate={"every": "1h"}, atomic=True)
         async with sink.open(Context("sink", tmp_path)) as writer:
@@ -351,10 +344,10 @@ async def test_files_are_finished_when_it_is_time(tmp_path: Path) -> None:
             await anyio.sleep(10_000)
             assert contents(tmp_path) == {"r-000001.jsonl": [1, 2], "r-000002.jsonl": [3]}
 
-    await with_a_clock(run)
+    by_clock(run)
 
 
-async def test_a_file_keeps_its_age_over_a_restart(tmp_path: Path) -> None:
+def test_a_file_keeps_its_age_over_a_restart(tmp_path: Path) -> None:
     async def run() -> None:
         sink = FileSink(path="r.jsonl", rotate={"every": 3600})
         context = Context("sink", tmp_path, is_checkpointed=True)
@@ -371,10 +364,10 @@ async def test_a_file_keeps_its_age_over_a_restart(tmp_path: Path) -> None:
             await writer.write(make_batch([3]))
         assert contents(tmp_path) == {"r-000001.jsonl": [1, 2], "r-000002.jsonl": [3]}
 
-    await with_a_clock(run)
+    by_clock(run)
 
 
-async def test_a_file_that_cannot_be_finished_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_finished_is_told(tmp_path: Path) -> None:
     async def run() -> None:
         sink = FileSink(path="o/r.jsonl", rotate={"every": 60}, atomic=True)
         async with sink.open(Context("sink", tmp_path)) as writer:
@@ -384,7 +377,7 @@ async def test_a_file_that_cannot_be_finished_is_told(tmp_path: Path) -> None:
             await writer.write(make_batch([2]))
 
     with pytest.raises(ConnectorError, match=r"sink: expected to write o/r\.jsonl, found Is a dir"):
-        await with_a_clock(run)
+        by_clock(run)
 
 
 @pytest.mark.parametrize("changed", ["rotate", "partition_by", "atomic"])
