@@ -22,7 +22,8 @@ def main(folder: str, *command: str) -> int:
     for sources in (unpacked / "streamflow", unpacked / "connectors/streamflow_connectors"):
         spec = find_spec(sources.name)
         assert spec is not None
-        [installed] = spec.submodule_search_locations or ()
+        assert spec.submodule_search_locations
+        [installed] = spec.submodule_search_locations
         shutil.rmtree(sources)
         sources.symlink_to(installed)
     return subprocess.call(command, cwd=unpacked)

@@ -1,4 +1,12 @@
-"""What pytest leaves alone, and what a quick run is: ``pytest --quick``."""
+"""What pytest leaves alone, and what a quick run is: ``pytest --quick``.
+
+That leaves out what is slow, needs Kafka or has code compiled, but for a smoke test; and it tries
+few examples of each property, and of a test with many parameters a few that are spread over them.
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import groupby
 
 import pytest
 from hypothesis import settings
@@ -7,6 +15,7 @@ collect_ignore = ["stranger"]  # a package of its own, whose tests run where it 
 
 QUICK = "smoke or not (slow or kafka or compiled)"
 QUICK_SECONDS = 2.0
+QUICK_VARIANTS = 6
 
 settings.register_profile("quick", max_examples=5, deadline=None)
 
@@ -30,8 +39,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "cache" in getattr(item, "fixturenames", ()):
             item.add_marker("compiled")
-        if config.getoption("quick"):
+    if config.getoption("quick"):
+        kept = [item for _, group in groupby(items, _without_parameters) for item in _few(group)]
+        config.hook.pytest_deselected(items=[*set(items).difference(kept)])
+        items[:] = kept
+        for item in items:
             _try_few_examples(getattr(item, "obj", None))
+
+
+def _without_parameters(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _few(variants: Iterable[pytest.Item]) -> list[pytest.Item]:
+    every = list(variants)
+    return every[:: math.ceil(len(every) / QUICK_VARIANTS)]
 
 
 def _try_few_examples(test: object) -> None:

@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_list_has_a_row_for_every_type(tmp_path: Path) -> None:
     done = streamflow(tmp_path, "list")
     assert done.returncode == 0

@@ -204,6 +204,7 @@ async def test_a_byte_that_is_another_one_does_no_harm_wherever_it_stands(tmp_pa
     assert num_told > 50
 
 
+@pytest.mark.slow
 def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
     """A value of 16 MiB in each of 1,000 rows: 16 GiB, in a file of some kilobytes."""
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * 2**24])

@@ -120,6 +120,7 @@ class Output:
         return Context("sink", self.folder, is_checkpointed=True, resume=resume)
 
 
+@pytest.mark.slow
 @given(sinks, runs)
 @settings(deadline=None)
 def test_runs_that_crash_leave_what_one_run_leaves(sink: FileSink, runs: Any) -> None:
