@@ -15,7 +15,7 @@ collect_ignore = ["stranger"]  # a package of its own, whose tests run where it 
 
 QUICK = "smoke or not (slow or kafka or compiled)"
 QUICK_SECONDS = 2.0
-QUICK_VARIANTS = 6
+QUICK_VARIANTS = 4
 
 settings.register_profile("quick", max_examples=5, deadline=None)
 
