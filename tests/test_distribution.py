@@ -82,7 +82,7 @@ def test_nothing_says_to_install_the_other_project() -> None:
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".ipynb"} and path != Path(__file__)
     ]
-    wrong = re.compile(r"pip install [^&]*\bstreamflow(?![-\w/.])|\bstreamflow\[\w")
+    wrong = re.compile(r"pip install [^&]*\bstreamflow(?![-\w/.])|\bstreamflow\\?\[\w")
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in (*files, *ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / "tox.ini")

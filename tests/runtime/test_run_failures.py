@@ -227,7 +227,7 @@ class NotInstalled(ListSink):
 
 async def test_a_missing_package_is_found_before_anything_is_opened() -> None:
     source = numbers(3)
-    with pytest.raises(GraphError, match=r"sinks\.out0: .*streamflow\[absent\]"):
+    with pytest.raises(GraphError, match=r"sinks\.out0: .*streamflow-online\[absent\]"):
         async with graph_of(source, NotInstalled(inputs=("in",))).open():
             pytest.fail("the block was entered")
     assert source.probe.num_received == 0
