@@ -31,6 +31,7 @@ def test_the_demo_predicts_every_reading_and_draws_the_score(tmp_path: Path) -> 
     assert "streamflow-demo/predictions.jsonl" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_written_graph_can_be_changed_and_run(tmp_path: Path) -> None:
     demo(tmp_path, "--write", "mine")
     graph = tmp_path / "mine" / "graph.yaml"

@@ -32,6 +32,7 @@ def write(folder: Path, port: int, layer: str = "ReLU") -> None:
     (folder / "graph.yaml").write_text(GRAPH.format(port=port, layer=layer), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_machine_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = streamflow(tmp_path, "doctor", "--json")
     assert done.returncode == 0
@@ -64,6 +65,7 @@ def findings_of(printed: str) -> dict[str, dict[str, Any]]:
     return {finding["subject"]: finding for finding in json.loads(printed)}
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_missing_has_a_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
