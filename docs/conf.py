@@ -12,7 +12,7 @@ from streamflow.nodes import Receiver
 
 project = "streamflow"
 author = "The streamflow authors"
-release = installed_version("streamflow")
+release = installed_version("streamflow-online")
 version = release
 
 extensions = ["myst_parser", "sphinx.ext.doctest"]

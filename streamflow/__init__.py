@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from streamflow.distribution import warn_of_stranger
+
 if TYPE_CHECKING:
     from streamflow.dataflow import Graph
     from streamflow.errors import GraphError, Problem, StreamflowError
@@ -22,6 +24,8 @@ _MODULES = {
     "Record": "streamflow.records",
     "StreamflowError": "streamflow.errors",
 }
+
+warn_of_stranger(__path__[0])
 
 
 def __getattr__(name: str) -> Any:

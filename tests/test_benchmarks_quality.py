@@ -32,6 +32,7 @@ def stream() -> Stream:
     return streams.build(StreamSpec(("independent", "AR 0.9"), 60, seeds=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", checks.SCHEMES)
 @pytest.mark.parametrize("num_stages", [1, 2, 8])
 def test_a_replica_equals_a_pipeline_of_its_own(
@@ -59,6 +60,7 @@ def test_greedy_with_time_enough_is_sequential_to_the_bit(stream: Stream) -> Non
     assert checks.unhurried_greedy_is_sequential(stream)
 
 
+@pytest.mark.slow
 def test_virtual_time_changes_no_deterministic_schedule(stream: Stream) -> None:
     assert checks.virtual_order_is_the_schedule(stream)
 

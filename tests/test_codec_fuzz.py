@@ -371,6 +371,7 @@ print(decoded.values, decoded.causes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWARMS)
 def test_a_record_of_millions_of_lists_is_rejected_in_little_memory(name: str) -> None:
     declared, payload = SWARMS[name]

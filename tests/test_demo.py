@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
@@ -17,6 +19,7 @@ def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_the_demo_predicts_every_reading_and_draws_the_score(tmp_path: Path) -> None:
     done = demo(tmp_path, "--records", "300", "--stages", "2")
     lines = (tmp_path / "streamflow-demo" / "predictions.jsonl").read_text().splitlines()
@@ -28,6 +31,7 @@ def test_the_demo_predicts_every_reading_and_draws_the_score(tmp_path: Path) -> 
     assert "streamflow-demo/predictions.jsonl" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_written_graph_can_be_changed_and_run(tmp_path: Path) -> None:
     demo(tmp_path, "--write", "mine")
     graph = tmp_path / "mine" / "graph.yaml"

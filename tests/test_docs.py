@@ -55,6 +55,7 @@ def test_readme_shows_one_graph_in_two_notations(tmp_path: Path) -> None:
     assert names["graph"] == Graph.from_yaml(path)
 
 
+@pytest.mark.slow
 def test_readme_embeds_a_graph(tmp_path: Path) -> None:
     assert float(run("-c", blocks("README.md", "python")[1], folder=tmp_path)) < 10
 

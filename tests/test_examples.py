@@ -14,6 +14,7 @@ from examples.web_application import app, lifespan
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.mark.slow
 def test_electricity_predicts_every_reading_in_order(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES / "electricity", tmp_path, dirs_exist_ok=True)
     for command in (

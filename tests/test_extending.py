@@ -84,6 +84,7 @@ def test_the_page_shows_the_package() -> None:
     assert blocks(PAGE, "python") == expected
 
 
+@pytest.mark.slow
 def test_its_types_are_found_and_described(run: Any) -> None:
     rows = [line.split()[:2] for line in run(*COMMAND, "list").stdout.splitlines()]
     assert ["source", "tcp"] in rows

@@ -15,7 +15,12 @@ from streamflow.nodes.plugins import (
     require,
 )
 
-REQUIRES = {"json.decoder": "a", "nowhere": "streamflow[b]", "nowhere.at.all": "c", "json.no": "d"}
+REQUIRES = {
+    "json.decoder": "a",
+    "nowhere": "streamflow-online[b]",
+    "nowhere.at.all": "c",
+    "json.no": "d",
+}
 
 
 def test_built_in_types_are_registered_like_any_other() -> None:
@@ -46,7 +51,9 @@ def test_packages_that_are_not_installed() -> None:
 
 def test_requiring_what_is_not_installed() -> None:
     require({"json": "a"}, where="sources.s")
-    with pytest.raises(MissingExtraError, match=r"^sources\.s: .* pip install 'streamflow\[b\]'$"):
+    with pytest.raises(
+        MissingExtraError, match=r"^sources\.s: .* pip install 'streamflow-online\[b\]'$"
+    ):
         require(REQUIRES, where="sources.s")
 
 

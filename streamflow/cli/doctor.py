@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamflow import distribution
 from streamflow.cli import exit_codes
 from streamflow.cli.checking import read_or_explain
 from streamflow.cli.extensions import extensions
@@ -91,10 +92,22 @@ def _findings(graph: Graph | None) -> Iterator[Finding]:
 
 
 def _software() -> Iterator[Finding]:
-    yield Finding("streamflow", version("streamflow"))
+    yield _streamflow()
     yield Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
     if find_spec("aiokafka"):
         yield Finding("aiokafka", version("aiokafka"))
+
+
+def _streamflow() -> Finding:
+    """Return what is installed of this package, and whether another project's lies over it."""
+    try:
+        found = version(distribution.NAME)
+    except PackageNotFoundError:
+        found = f"not installed as {distribution.NAME}, so that its types of nodes are not found"
+        return Finding("streamflow", found, f"run: pip install {distribution.NAME}")
+    stranger = distribution.stranger_in(os.path.dirname(distribution.__file__))
+    what, _, cure = (stranger or "").partition("; ")
+    return Finding("streamflow", f"{found}; {what}" if what else found, cure)
 
 
 def _torch(graph: Graph | None) -> Finding:

@@ -22,7 +22,7 @@ from streamflow.evaluation.measure import plain
 
 Declared: TypeAlias = str | Mapping[str, Mapping[str, Any]]
 
-REQUIRES = {"river": "streamflow[river]"}
+REQUIRES = {"river": "streamflow-online[river]"}
 NEWEST = 100
 """How many drifts are kept by their place."""
 

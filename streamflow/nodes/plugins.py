@@ -49,7 +49,7 @@ def missing_packages(requires: dict[str, str]) -> list[str]:
 
     Args:
         requires: What to install, by the module that shows whether it is there:
-            ``{"aiokafka": "streamflow[kafka]"}``.
+            ``{"aiokafka": "streamflow-online[kafka]"}``.
     """
     return [
         f"expected the package {module}, found it is not installed; run: pip install '{install}'"

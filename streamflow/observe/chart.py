@@ -84,7 +84,7 @@ def require_pictures() -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    require({"matplotlib": "streamflow[demo]"}, where="chart")
+    require({"matplotlib": "streamflow-online[demo]"}, where="chart")
 
 
 def terminal_chart(
@@ -102,7 +102,7 @@ def terminal_chart(
     Raises:
         MissingExtraError: plotext is not installed.
     """
-    require({"plotext": "streamflow[demo]"}, where="chart")
+    require({"plotext": "streamflow-online[demo]"}, where="chart")
     plotext: Any = import_module("plotext")  # it has no types
     figure = plotext.figure
     figure.clear()  # there is one for the whole process

@@ -31,6 +31,7 @@ def bench(declared: Model, *ways: str) -> tuple[Result, dict[str, Row], list[tup
     return result, {row.way.name: row for row in result.rows}, steps
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_in_every_round() -> None:
     result, rows, steps = bench(model(), "eager", "inline-2", "threads-2")
     assert not any(row.failure for row in rows.values())
@@ -48,6 +49,7 @@ def test_every_way_is_measured_in_every_round() -> None:
     assert rows["eager"].learning == "eager: compile is False"
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_is_told_and_the_others_go_on() -> None:
     deadly = model(network="tests.bench.networks:deadly", stages=["1"])
     _, rows, _ = bench(deadly, "inline-2", "threads-2")
@@ -56,12 +58,14 @@ def test_a_process_that_ends_is_told_and_the_others_go_on() -> None:
     assert all(len(row.rounds) == 2 for name, row in rows.items() if name != "threads-2")
 
 
+@pytest.mark.slow
 def test_named_cuts_are_kept() -> None:
     wide = ({"Linear": [3, 512]}, {"Linear": [512, 512]}, "Tanh", {"Linear": [512, 1]})
     _, rows, _ = bench(model(network=wide, stages=["3"]), "inline-2")
     assert rows["inline-2"].cuts == ("3",)
 
 
+@pytest.mark.slow
 def test_what_does_not_go_with_a_number_of_stages_is_told_and_the_others_go_on() -> None:
     declared = model(optimizer=["SGD", "Adam"], stages=2)
     result, rows, _ = bench(declared, "eager", "inline-2")

@@ -334,6 +334,7 @@ def test_what_cannot_be_removed_is_no_failure(
     assert "00000001: expected to remove it, found: " in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_no_kill_leaves_anything_but_a_whole_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "c"
@@ -439,6 +440,7 @@ def test_any_node_has_a_file_of_its_own(tmp_path: Path) -> None:
     assert names["m"] == "m.safetensors"
 
 
+@pytest.mark.slow
 def test_large_states_are_copied_at_most_once(tmp_path: Path) -> None:
     done = program("measure_memory", tmp_path)
     assert done.returncode == 0, done.stderr

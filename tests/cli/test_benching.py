@@ -62,6 +62,7 @@ def bench(
     return run
 
 
+@pytest.mark.slow
 def test_a_graph_is_measured_and_nothing_opened(folder: Path, bench: Bench) -> None:
     done = bench("graph.yaml", *BRIEF)
     assert (done.returncode, done.stderr) == (0, "")
@@ -74,6 +75,7 @@ def test_a_graph_is_measured_and_nothing_opened(folder: Path, bench: Bench) -> N
     assert {path.name for path in folder.iterdir()} == {"graph.yaml", "images.yaml", "benched.py"}
 
 
+@pytest.mark.slow
 def test_figures_are_json_on_stdout_and_a_picture_in_a_file(folder: Path, bench: Bench) -> None:
     done = bench("graph.yaml", *BRIEF, "--json", "--plot", "ratios.png")
     assert (done.returncode, done.stderr) == (0, "")
@@ -86,6 +88,7 @@ def test_figures_are_json_on_stdout_and_a_picture_in_a_file(folder: Path, bench:
     assert (folder / "ratios.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_network_needs_no_graph(bench: Bench) -> None:
     network = ("tests.bench.networks:deadly", "--loss", "l1_loss", "--optimizer", "Adam")
     done = bench(*network, *BRIEF, "--json")
@@ -94,6 +97,7 @@ def test_a_network_needs_no_graph(bench: Bench) -> None:
     assert (found["shape"], found["parameters"]) == ([3], 11)
 
 
+@pytest.mark.slow
 def test_a_network_that_learns_in_no_way_fails(folder: Path, bench: Bench) -> None:
     done = bench("benched:frozen", *BRIEF[:4], "--ways", "loop-1")
     assert done.returncode == 1
@@ -138,6 +142,7 @@ def test_a_graph_that_cannot_run_is_not_measured(bench: Bench) -> None:
     assert bench("none.yaml").returncode == 78
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_all_its_processes(folder: Path) -> None:
     os.mkfifo(folder / "reached.pipe")
     terminal, other = pty.openpty()
@@ -171,6 +176,7 @@ def test_the_overview_tells_what_it_does(folder: Path) -> None:
     assert "Measure how fast models learn" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_documentation_shows_what_is_printed(bench: Bench) -> None:
     page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\$ streamflow (bench .*)$", page, re.MULTILINE)

@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_list_has_a_row_for_every_type(tmp_path: Path) -> None:
     done = streamflow(tmp_path, "list")
     assert done.returncode == 0
@@ -36,6 +37,7 @@ def test_list_has_a_row_for_every_type(tmp_path: Path) -> None:
     assert {(row["kind"], row["name"]) for row in found} <= set(rows)
 
 
+@pytest.mark.slow
 def test_describe_shows_every_option(tmp_path: Path) -> None:
     done = streamflow(tmp_path, "describe", "kafka", "--json")
     source, sink = json.loads(done.stdout)
@@ -65,6 +67,7 @@ def test_schema_is_json(tmp_path: Path) -> None:
     assert schema["$schema"].startswith("https://json-schema.org/")
 
 
+@pytest.mark.slow
 def test_graph_draws_the_stream_in_order(folder: Path) -> None:
     assert streamflow(folder, "graph", "graph.yaml").stdout.splitlines() == [
         "source    a     file",

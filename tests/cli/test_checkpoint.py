@@ -379,6 +379,7 @@ def test_a_graph_that_leads_nowhere_is_bad_configuration(
     assert message in error
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_is_shown_without_torch(tmp_path: Path) -> None:
     (tmp_path / "graph.yaml").write_text(GRAPH, encoding="utf-8")
     (tmp_path / "in.csv").write_text("a,b\n" + "1,2\n" * 5, encoding="utf-8")

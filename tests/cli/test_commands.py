@@ -106,6 +106,7 @@ def test_a_wrong_override_is_bad_configuration(folder: Path, override: str) -> N
     assert done.stderr.startswith(f"--set {override}: expected ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["run"], ["nonsense"], ["run", "graph.yaml", "--nonsense"], ["run", "a", "b"]]
 )
@@ -231,6 +232,7 @@ def test_neither_torch_nor_a_driver_is_imported(folder: Path, code: str) -> None
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
+@pytest.mark.slow
 def test_shells_complete_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     done = streamflow(tmp_path, "--install-completion", "--shell", "bash")

@@ -71,6 +71,7 @@ def listed(folder: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_three_of_200_records_are_mended_and_come_out(folder: Path) -> None:
     assert streamflow(folder, "run", "graph.yaml").returncode == 0
     before = values(folder / "out.jsonl")
@@ -126,6 +127,7 @@ def test_letters_are_listed_by_node_and_cause_and_shown_one_by_one(
     assert "step" in table
 
 
+@pytest.mark.slow
 def test_what_fails_again_is_listed_with_its_attempts(folder: Path) -> None:
     assert streamflow(folder, "run", "graph.yaml").returncode == 0
     done = streamflow(folder, "dlq", "replay", "graph.yaml", "--json")
@@ -152,6 +154,7 @@ def step(value):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_replay_is_done_again_and_loses_nothing(folder: Path) -> None:
     streamflow(folder, "run", "graph.yaml")
     (folder / "steps.py").write_text(STUCK, encoding="utf-8")
@@ -172,6 +175,7 @@ def test_a_killed_replay_is_done_again_and_loses_nothing(folder: Path) -> None:
     assert len(values(folder / "out.jsonl")) == 200
 
 
+@pytest.mark.slow
 def test_a_replay_that_fails_says_why_and_changes_nothing(folder: Path) -> None:
     streamflow(folder, "run", "graph.yaml")
     written = (folder / "dead.jsonl").read_bytes()

@@ -39,6 +39,7 @@ def write(folder: Path, port: int, layer: str = "ReLU") -> None:
     (folder / "graph.yaml").write_text(GRAPH.format(port=port, layer=layer), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_machine_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = streamflow(tmp_path, "doctor", "--json")
     assert done.returncode == 0
@@ -71,6 +72,7 @@ def findings_of(printed: str) -> dict[str, dict[str, Any]]:
     return {finding["subject"]: finding for finding in json.loads(printed)}
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_missing_has_a_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +276,7 @@ def test_packages_that_are_missing_are_told_with_the_command_that_installs_them(
     found = {item["subject"]: item for item in json.loads(capsys.readouterr().out)}
     finding = found["kafka: the package aiokafka"]
     assert finding["found"] == "not installed"
-    assert finding["cure"] == "run: pip install 'streamflow[kafka]'"
+    assert finding["cure"] == "run: pip install 'streamflow-online[kafka]'"
 
 
 def test_what_a_graph_connects_to_is_tried(

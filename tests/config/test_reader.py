@@ -310,10 +310,10 @@ def test_aliases_do_not_explode(tmp_path: Path) -> None:
 
 
 def test_a_missing_extra_names_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KafkaSource, "requires", {"no_such_driver": "streamflow[kafka]"})
+    monkeypatch.setattr(KafkaSource, "requires", {"no_such_driver": "streamflow-online[kafka]"})
     [line] = errors(tmp_path, GOOD)
     assert line.startswith("g.yaml:5:11: expected the package no_such_driver, found it is not")
-    assert line.endswith("run: pip install 'streamflow[kafka]'")
+    assert line.endswith("run: pip install 'streamflow-online[kafka]'")
 
 
 @given(start=st.integers(0, len(GOOD)), length=st.integers(0, 20), text=st.text(max_size=8))

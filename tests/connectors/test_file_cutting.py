@@ -280,6 +280,7 @@ run_once(LAST)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl.zst", "msgpack.gz"])
 def test_twenty_kills_leave_each_record_once(tmp_path: Path, suffix: str) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path), f"out.{suffix}", "7"]

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,10 +12,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio import to_thread
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
 
 from streamflow import Graph, GraphError
 from streamflow.contracts import Context, Fetch, Reporting, Resume
@@ -27,6 +24,7 @@ from streamflow_connectors.files import FileSink, FileSource
 from streamflow_connectors.files.packing import packing_of
 from streamflow_connectors.files.reading import following
 from streamflow_connectors.files.reading.followed import FINISHED
+from tests.connectors.clocks import by_clock
 from tests.connectors.file_records import PARTS, pack, read, rows, suffixes
 
 pytestmark = pytest.mark.anyio
@@ -138,9 +136,7 @@ def test_a_file_that_does_not_change_is_read_as_one_that_is_not_followed(
     with TemporaryDirectory() as folder:
         (Path(folder) / path).write_bytes(pack(path, content))
         whole = [value for _, _, value in read(Path(folder), path) if not isinstance(value, bytes)]
-        clock = MockClock(autojump_threshold=0.01)
-        got = anyio.run(run, Path(folder), backend="trio", backend_options={"clock": clock})
-        assert got == whole
+        assert by_clock(run, Path(folder)) == whole
 
 
 async def test_a_packed_file_grows(tmp_path: Path) -> None:
@@ -381,7 +377,7 @@ async def test_a_pipe_is_not_followed(tmp_path: Path) -> None:
             await follower.take(1)
 
 
-async def test_a_program_that_has_not_noticed_is_waited_for(tmp_path: Path) -> None:
+def test_a_program_that_has_not_noticed_is_waited_for(tmp_path: Path) -> None:
     """A file is followed for a while after it has gone, and then not any more."""
 
     async def run() -> None:
@@ -400,8 +396,7 @@ async def test_a_program_that_has_not_noticed_is_waited_for(tmp_path: Path) -> N
             assert list(follower.positions.values()) == [FINISHED]
             assert repr(follower.reader) == "<FollowingReader log: app.jsonl, 0 files>"
 
-    options = {"clock": MockClock(autojump_threshold=0.01)}
-    await to_thread.run_sync(partial(anyio.run, run, backend="trio", backend_options=options))
+    by_clock(run)
 
 
 ACTIONS = st.sampled_from(["append", "half", "rename", "copy", "restart", "rest", "look"])
@@ -475,11 +470,9 @@ def test_each_record_comes_once_whatever_happens(actions: list[str]) -> None:
     """Rotations happen to files that have been seen; their last records may not have been read."""
 
     with TemporaryDirectory() as folder:
-        clock = MockClock(autojump_threshold=0.01)
         log = Log(Path(folder))
         follower = Follower(Path(folder))
-        run = partial(log.undergo, follower, actions)
-        anyio.run(run, backend="trio", backend_options={"clock": clock})
+        by_clock(log.undergo, follower, actions)
     assert follower.got == log.written
 
 

@@ -199,7 +199,7 @@ async def test_a_missing_package_is_named_before_anything_is_opened(
     assert list(graph.deep_problems()) == []
     monkeypatch.setattr(plugins, "find_spec", lambda _: None)
     assert len(list(graph.deep_problems())) == 2
-    with pytest.raises(GraphError, match=r"graph\.yaml:3:.*streamflow\[zstd\]"):
+    with pytest.raises(GraphError, match=r"graph\.yaml:3:.*streamflow-online\[zstd\]"):
         async with graph.open():
             pass
     for node in (graph.sources["in"], graph.sinks["out"]):

@@ -204,6 +204,7 @@ async def test_a_byte_that_is_another_one_does_no_harm_wherever_it_stands(tmp_pa
     assert num_told > 50
 
 
+@pytest.mark.slow
 def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
     """A value of 16 MiB in each of 1,000 rows: 16 GiB, in a file of some kilobytes."""
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * 2**24])
@@ -246,8 +247,9 @@ async def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(plugins, "find_spec", lambda _: None)
     for node in (FileSource(path="a.parquet"), FileSink(path="a.parquet")):
         [problem] = node.deep_problems(tmp_path)
-        assert "pyarrow, found it is not installed; run: pip install 'streamflow[parquet]'" in str(
-            problem
+        assert (
+            "pyarrow, found it is not installed; run: pip install 'streamflow-online[parquet]'"
+            in str(problem)
         )
         with pytest.raises(MissingExtraError, match="pyarrow"):
             async with node.open(Context("node", tmp_path)):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +11,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-import trio
-from anyio import to_thread
-from anyio.to_thread import current_default_thread_limiter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock, wait_all_tasks_blocked
 
 from streamflow import Graph, GraphError
 from streamflow.contracts import Context, Publishing, Resume, Writer
@@ -25,6 +20,7 @@ from streamflow.errors import ConnectorError
 from streamflow.testing import ListSource
 from streamflow.testing.connectors import make_batch
 from streamflow_connectors.files import FileSink
+from tests.connectors.clocks import by_clock
 from tests.connectors.file_records import unpacked
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +120,7 @@ class Output:
         return Context("sink", self.folder, is_checkpointed=True, resume=resume)
 
 
+@pytest.mark.slow
 @given(sinks, runs)
 @settings(deadline=None)
 def test_runs_that_crash_leave_what_one_run_leaves(sink: FileSink, runs: Any) -> None:
@@ -332,73 +329,56 @@ async def test_few_files_are_open_at_once(tmp_path: Path) -> None:
     }
 
 
-async def with_a_clock(run: Any) -> None:
-    """Run with a clock that stands still but when `let_pass` moves it on."""
-    options = {"clock": MockClock()}
-    await to_thread.run_sync(partial(anyio.run, run, backend="trio", backend_options=options))
-
-
-async def let_pass(seconds: float) -> None:
-    """Let time pass, and wait until all is done that is due by then, in threads as well."""
-    clock = trio.lowlevel.current_clock()
-    assert isinstance(clock, MockClock)
-    clock.jump(seconds)
-    await wait_all_tasks_blocked()
-    while current_default_thread_limiter().borrowed_tokens:
-        await anyio.lowlevel.checkpoint()
-        await wait_all_tasks_blocked()
-
-
-async def test_files_are_finished_when_it_is_time(tmp_path: Path) -> None:
+def test_files_are_finished_when_it_is_time(tmp_path: Path) -> None:
     async def run() -> None:
         sink = FileSink(path="r.jsonl", rotate={"every": "1h"}, atomic=True)
         async with sink.open(Context("sink", tmp_path)) as writer:
-            await let_pass(5000)  # time counts from the first record on
+            await anyio.sleep(5000)  # time counts from the first record on
             await writer.write(make_batch([1]))
-            await let_pass(3500)
+            await anyio.sleep(3500)
             await writer.write(make_batch([2]))
             assert contents(tmp_path) == {"r-000001.jsonl.part": [1, 2]}
-            await let_pass(200)  # in silence
+            await anyio.sleep(200)  # in silence
             assert contents(tmp_path) == {"r-000001.jsonl": [1, 2]}
-            await let_pass(10_000)
+            await anyio.sleep(10_000)
             await writer.write(make_batch([3]))
-            await let_pass(10_000)
+            await anyio.sleep(10_000)
             assert contents(tmp_path) == {"r-000001.jsonl": [1, 2], "r-000002.jsonl": [3]}
 
-    await with_a_clock(run)
+    by_clock(run)
 
 
-async def test_a_file_keeps_its_age_over_a_restart(tmp_path: Path) -> None:
+def test_a_file_keeps_its_age_over_a_restart(tmp_path: Path) -> None:
     async def run() -> None:
         sink = FileSink(path="r.jsonl", rotate={"every": 3600})
         context = Context("sink", tmp_path, is_checkpointed=True)
         async with sink.open(context) as writer:
             await writer.write(make_batch([1]))
-            await let_pass(3000)
+            await anyio.sleep(3000)
             mark = await writer.mark()
-        await let_pass(50_000)
+        await anyio.sleep(50_000)
         context = Context("sink", tmp_path, is_checkpointed=True, resume=Resume(mark=mark))
         async with sink.open(context) as writer:
-            await let_pass(500)
+            await anyio.sleep(500)
             await writer.write(make_batch([2]))
-            await let_pass(200)
+            await anyio.sleep(200)
             await writer.write(make_batch([3]))
         assert contents(tmp_path) == {"r-000001.jsonl": [1, 2], "r-000002.jsonl": [3]}
 
-    await with_a_clock(run)
+    by_clock(run)
 
 
-async def test_a_file_that_cannot_be_finished_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_finished_is_told(tmp_path: Path) -> None:
     async def run() -> None:
         sink = FileSink(path="o/r.jsonl", rotate={"every": 60}, atomic=True)
         async with sink.open(Context("sink", tmp_path)) as writer:
             await writer.write(make_batch([1]))
             (tmp_path / "o/r-000001.jsonl").mkdir()  # in its place
-            await let_pass(100)
+            await anyio.sleep(100)
             await writer.write(make_batch([2]))
 
     with pytest.raises(ConnectorError, match=r"sink: expected to write o/r\.jsonl, found Is a dir"):
-        await with_a_clock(run)
+        by_clock(run)
 
 
 @pytest.mark.parametrize("changed", ["rotate", "partition_by", "atomic"])

@@ -13,7 +13,6 @@ import pytest
 from anyio import to_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
 
 from streamflow import Graph, GraphError
 from streamflow.checkpoints.identity import identify
@@ -25,6 +24,7 @@ from streamflow.testing import ListSink, check_rereading_source, check_source
 from streamflow_connectors.files import FileSource
 from streamflow_connectors.memory import MemorySource
 from streamflow_connectors.replay import PacedReader
+from tests.connectors.clocks import by_clock
 
 pytestmark = pytest.mark.anyio
 
@@ -32,12 +32,6 @@ Arrivals = list[tuple[float, list[Any]]]
 """When records came, and which."""
 
 CONTEXT = Context("in")
-
-
-def by_clock(run: Callable[..., Any], *arguments: Any) -> Any:
-    """Run by a clock that waits for nothing; from a thread within another event loop."""
-    options = {"clock": MockClock(autojump_threshold=0.01)}
-    return anyio.run(partial(run, *arguments), backend="trio", backend_options=options)
 
 
 async def arrivals(source: Source, context: Context = CONTEXT, *, busy: float = 0.0) -> Arrivals:

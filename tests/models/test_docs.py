@@ -38,6 +38,7 @@ def finished(text: str, folder: Path) -> Stats:
     return anyio.run(run)
 
 
+@pytest.mark.slow
 def test_features_make_better_predictions_than_the_mean(folder: Path) -> None:
     stats = finished(blocks(PAGE, "yaml")[0], folder)
     assert (stats.received, stats.delivered, stats.rejected) == (2000, 2000, 0)
@@ -54,6 +55,7 @@ def test_the_network_that_embeds_takes_its_features() -> None:
     assert len(outcome.records) == 9
 
 
+@pytest.mark.slow
 def test_a_model_with_weights_skips_what_is_incomplete(folder: Path) -> None:
     stats = finished(blocks(PAGE, "yaml")[1], folder)
     report = stats.nodes["many"].report
@@ -62,6 +64,7 @@ def test_a_model_with_weights_skips_what_is_incomplete(folder: Path) -> None:
     assert report["score"]["windowed"]["model"]["kappa"] > 0.3
 
 
+@pytest.mark.slow
 def test_the_better_of_two_models_is_found(folder: Path) -> None:
     stats = finished(blocks(PAGE, "yaml")[2], folder)
     comparison = stats.nodes["better"].report["comparison"]
@@ -72,6 +75,7 @@ def test_the_better_of_two_models_is_found(folder: Path) -> None:
         assert abs(mean**0.5 - score["rmse"]) < 0.1  # which leaves out the very first
 
 
+@pytest.mark.slow
 def test_rivers_metrics_are_told(folder: Path) -> None:
     stats = finished(blocks(PAGE, "yaml")[3], folder)
     said = stats.nodes["many"].report["river"]

@@ -100,6 +100,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["reset", RATE])
 @pytest.mark.parametrize("variant", list(VARIANTS))
 @settings(max_examples=3, deadline=None)
@@ -112,6 +113,7 @@ def test_batches_make_no_difference(action: Any, variant: str, cuts: list[int]) 
     assert cut.report["river"] == whole.report["river"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["reset", RATE])
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_a_restored_model_goes_on_acting(action: Any, variant: str) -> None:

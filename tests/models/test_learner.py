@@ -82,6 +82,7 @@ def test_two_stages_have_exactly_one_sample_of_delay(cuts: Any) -> None:
     assert outcome.report["updates"] == [40, 40]
 
 
+@pytest.mark.slow
 def test_delay_makes_a_difference() -> None:
     one, two = run(model(), readings()), run(model(stages=2), readings())
     assert one.each("scores")[0] == two.each("scores")[0]

@@ -6,6 +6,7 @@ from streamflow.errors import GraphError
 from tests.models.streams import model, readings, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -241,6 +241,7 @@ def test_a_restored_model_does_not_depend_on_its_first_record() -> None:
     assert found.causes == {1: "expected features of shape [2], found [3]"}
 
 
+@pytest.mark.slow
 def test_measured_cuts_are_not_measured_again() -> None:
     """Where the network is cut is part of the result: dropout has its own numbers per stage."""
     goes_on(model(network=DEEP, stages=3), readings(COUNT), [5, 12])

@@ -21,6 +21,7 @@ def learner(net: nn.Module, **options: Any) -> Pipeline:
     return Pipeline(net, **{"loss": F.mse_loss, "optimizer": adam, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [2, 3, "auto"])
 def test_measuring_leaves_no_trace(stages: int | str) -> None:
     """Learning goes on as with the same cuts by name, whatever was measured before."""
@@ -40,6 +41,7 @@ def test_measuring_leaves_no_trace(stages: int | str) -> None:
     assert pipe.counters == other.counters
 
 
+@pytest.mark.slow
 def test_the_choice_is_kept_by_a_saved_state() -> None:
     inputs, targets = stream(10, seed=0)
     with learner(chain(KINDS, 0), stages=["1", "2", "5"]) as first:
@@ -56,6 +58,7 @@ def test_the_choice_is_kept_by_a_saved_state() -> None:
             assert second.state_dict()["cuts"] == ["1", "2", "5"]
 
 
+@pytest.mark.slow
 def test_a_state_goes_into_another_number_of_stages() -> None:
     inputs, targets = stream(10, seed=0)
     with learner(chain(KINDS, 0), stages=["3"], schedule="sequential") as first:
@@ -68,6 +71,7 @@ def test_a_state_goes_into_another_number_of_stages() -> None:
         assert len(second.state_dict()["cuts"]) == 2
 
 
+@pytest.mark.slow
 def test_stages_are_cut_without_a_target_too() -> None:
     inputs, targets = stream(4, seed=0)
     with learner(chain(KINDS, 0), stages=2) as pipe:
@@ -77,6 +81,7 @@ def test_stages_are_cut_without_a_target_too() -> None:
         assert pipe.process(inputs[:0], targets[:0]).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_a_sample_that_does_not_fit_is_refused_before_stages_are_cut() -> None:
     inputs, targets = stream(4, seed=0)
     with learner(chain(KINDS, 0), stages=2) as pipe:
@@ -90,6 +95,7 @@ def test_more_stages_than_layers_are_refused_at_once() -> None:
         learner(chain(KINDS, 0), stages=7)
 
 
+@pytest.mark.slow
 def test_a_plan_of_named_stages_measures_those() -> None:
     inputs, targets = stream(4, seed=0)
     net = chain(KINDS, 0)

@@ -14,6 +14,7 @@ from streamflow.pipeline.schedule import Action, orders
 PAGE = Path(__file__).parents[2] / "docs" / "pipeline.md"
 
 
+@pytest.mark.slow
 def test_the_code_runs() -> None:
     assert doctest.testfile(str(PAGE), module_relative=False).failed == 0
 

@@ -342,6 +342,7 @@ class Nested(nn.Module):
         return z + x + y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["inline", "threads"])
 @pytest.mark.parametrize("stages", [["body.2"], ["body.1", "head.1"], ["head"], 3])
 def test_code_with_skips_is_cut_anywhere(stages: object, executor: str) -> None:

@@ -116,6 +116,7 @@ def test_sizes_are_those_of_tensors() -> None:
     assert stashed.stages[0].memory_bytes == first.memory_bytes + linear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

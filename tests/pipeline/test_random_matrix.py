@@ -180,6 +180,7 @@ def cases(seed: str) -> Iterator[tuple[str, Chain | Real]]:
         yield label, draw(random.Random(label), **(fixed[index] if index < len(fixed) else {}))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 180)
 def test_random_cases_equal_the_specification(capsys: pytest.CaptureFixture[str]) -> None:
     seed = SEED or str(random.SystemRandom().randrange(10**6))

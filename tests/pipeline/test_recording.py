@@ -175,6 +175,7 @@ def _rows(weights: Any, first: int, stop: int) -> Any:
     return None if weights is None else weights[first:stop]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES.keys() - {"complex"}))
 def test_any_network_is_learned_as_eagerly(name: str) -> None:
     case = CASES[name]

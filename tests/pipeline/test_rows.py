@@ -78,6 +78,7 @@ def run(graph: GraphModule, tensors: list[Tensor]) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_states"),
     [

@@ -43,6 +43,7 @@ async def test_records_are_pushed_in_and_pulled_out(kind: type[Times]) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_pushing_waits_for_room() -> None:
     sent = []

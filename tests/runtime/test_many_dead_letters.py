@@ -83,6 +83,7 @@ class CountingWriter:
         return {}
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(3600)
 async def test_none_is_lost_however_many_are_malformed(tmp_path: Path) -> None:

@@ -222,12 +222,12 @@ class NotInstalled(ListSink):
     """Needs a package that nobody has."""
 
     type: Literal["absent"] = "absent"  # type: ignore[assignment]
-    requires: ClassVar[dict[str, str]] = {"no_such_module_at_all": "streamflow[absent]"}
+    requires: ClassVar[dict[str, str]] = {"no_such_module_at_all": "streamflow-online[absent]"}
 
 
 async def test_a_missing_package_is_found_before_anything_is_opened() -> None:
     source = numbers(3)
-    with pytest.raises(GraphError, match=r"sinks\.out0: .*streamflow\[absent\]"):
+    with pytest.raises(GraphError, match=r"sinks\.out0: .*streamflow-online\[absent\]"):
         async with graph_of(source, NotInstalled(inputs=("in",))).open():
             pytest.fail("the block was entered")
     assert source.probe.num_received == 0

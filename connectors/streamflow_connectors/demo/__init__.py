@@ -26,7 +26,9 @@ from streamflow.errors import GraphError, MissingExtraError
 from streamflow.nodes.plugins import require
 from streamflow.runtime.stats import Stats
 
-REQUIRES = dict.fromkeys(("aiokafka", "confluent_kafka", "matplotlib", "river"), "streamflow[demo]")
+REQUIRES = dict.fromkeys(
+    ("aiokafka", "confluent_kafka", "matplotlib", "river"), "streamflow-online[demo]"
+)
 GRAPHS = files("streamflow_connectors.demo")
 PREDICTION_PARTITIONS = 4  # the embedded broker keeps 5 MB of each
 

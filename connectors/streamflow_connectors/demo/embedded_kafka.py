@@ -19,7 +19,7 @@ from anyio import CancelScope, to_thread
 from streamflow.errors import ConnectorError
 from streamflow.nodes.plugins import require
 
-REQUIRES = {"confluent_kafka": "streamflow[demo]"}
+REQUIRES = {"confluent_kafka": "streamflow-online[demo]"}
 
 _PRODUCER = 0  # RD_KAFKA_PRODUCER; the mock cluster needs the handle of any client
 _LOG_NOTHING = b"0"

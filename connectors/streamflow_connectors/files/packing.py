@@ -73,7 +73,7 @@ class Packing:
 
 def requires(path: str) -> dict[str, str]:
     """Return what to install for a file, by the module that shows whether it is there."""
-    return {_ZSTD: "streamflow[zstd]"} if path.endswith(".zst") else {}
+    return {_ZSTD: "streamflow-online[zstd]"} if path.endswith(".zst") else {}
 
 
 def packing_of(path: str | PurePath) -> Packing | None:

@@ -14,7 +14,7 @@ from streamflow.codecs.formats import Format
 from streamflow.codecs.framing import Splitter
 from streamflow.contracts import Codec
 
-REQUIRES: Final = {"pyarrow": "streamflow[parquet]"}
+REQUIRES: Final = {"pyarrow": "streamflow-online[parquet]"}
 
 
 class ParquetFormat(Format):

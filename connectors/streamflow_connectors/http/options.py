@@ -10,7 +10,7 @@ from streamflow.codecs.formats import FormatField, JsonFormat
 from streamflow.nodes.units import SizeField
 from streamflow_connectors.network.addresses import WebAddress
 
-REQUIRES = {"httpx": "streamflow[http]", "stamina": "streamflow[http]"}
+REQUIRES = {"httpx": "streamflow-online[http]", "stamina": "streamflow-online[http]"}
 
 
 class HttpSourceOptions(WebAddress):

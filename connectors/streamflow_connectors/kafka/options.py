@@ -15,7 +15,7 @@ from streamflow_connectors.kafka.start import Start
 from streamflow_connectors.network.routes import FromField
 from streamflow_connectors.network.tls import Certificates
 
-REQUIRES = {"aiokafka": "streamflow[kafka]"}
+REQUIRES = {"aiokafka": "streamflow-online[kafka]"}
 
 ID_PARTS = ("group", "topic", "node", "partitions", "instance")
 """What a transactional id may be made of."""

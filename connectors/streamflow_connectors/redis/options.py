@@ -13,7 +13,7 @@ from streamflow.codecs.formats import FormatField, JsonFormat
 from streamflow_connectors.network.addresses import Address
 from streamflow_connectors.network.routes import FromField
 
-REQUIRES = {"redis": "streamflow[redis]", "stamina": "streamflow[redis]"}
+REQUIRES = {"redis": "streamflow-online[redis]", "stamina": "streamflow-online[redis]"}
 
 _DATABASE = re.compile(r"/?|/[0-9]+")
 

@@ -10,7 +10,7 @@ from streamflow.codecs.formats import FormatField, JsonFormat
 from streamflow.nodes.units import SizeField
 from streamflow_connectors.network.addresses import WebAddress
 
-REQUIRES = {"websockets": "streamflow[websocket]", "stamina": "streamflow[websocket]"}
+REQUIRES = {"websockets": "streamflow-online[websocket]", "stamina": "streamflow-online[websocket]"}
 
 
 class WebSocketOptions(WebAddress):

@@ -16,7 +16,7 @@ from streamflow.nodes.declarations import Declaration
 from streamflow.nodes.plugins import missing_packages
 from streamflow.nodes.units import SizeField
 
-REQUIRES = {"zmq": "streamflow[zeromq]"}
+REQUIRES = {"zmq": "streamflow-online[zeromq]"}
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\*|[\w.-]+|\[[\w:.%]+\]):(?P<port>[0-9]{1,5})")
 _IPC: Final = re.compile(r"ipc://[^*@\0][^\0]*")
