@@ -26,6 +26,7 @@ IMPORTS = read_imports(MODULES)
 
 ORDER = {
     "streamflow": """
+        distribution
         errors
         records
         contracts

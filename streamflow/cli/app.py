@@ -9,15 +9,18 @@ So help and short commands wait for nothing that only others need.
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
 from streamflow.cli import exit_codes
+from streamflow.distribution import NAME
 from streamflow.nodes.plugins import COMMANDS, registered
 
 app = App(
     name="streamflow",
     help="Learn from live streams.",
+    version=lambda: version(NAME),
     version_flags=["--version"],
     result_action="return_value",
 )

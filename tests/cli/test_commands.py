@@ -1,6 +1,7 @@
 import json
 import re
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,10 @@ def test_wrong_usage_ends_with_2(folder: Path, arguments: list[str]) -> None:
     done = streamflow(folder, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Error" in done.stderr
+
+
+def test_the_version_is_that_of_the_distribution(tmp_path: Path) -> None:
+    assert streamflow(tmp_path, "--version").stdout.strip() == version("streamflow-online")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
