@@ -126,7 +126,8 @@ def test_trio_is_refused(declared: KafkaSource | KafkaSink) -> None:
 
 def test_declaring_imports_no_driver() -> None:
     code = (
-        "import sys; from streamflow_connectors import kafka, embedded_kafka; "
+        "import sys; from streamflow_connectors import kafka; "
+        "from streamflow_connectors.demo import embedded_kafka; "
         "kafka.KafkaSource(bootstrap_servers='a:1', topics=('t',)); "
         "sys.exit(bool({'aiokafka', 'confluent_kafka', 'torch'} & set(sys.modules)))"
     )
