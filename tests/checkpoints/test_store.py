@@ -390,6 +390,7 @@ def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_lock_goes_away_with_its_process(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.checkpoints.programs", "hold", str(tmp_path)]

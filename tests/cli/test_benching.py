@@ -171,6 +171,7 @@ def test_ctrl_c_ends_it_with_all_its_processes(folder: Path) -> None:
     assert "Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_the_overview_tells_what_it_does(folder: Path) -> None:
     done = streamflow(folder, "--help")
     assert "Measure how fast models learn" in done.stdout

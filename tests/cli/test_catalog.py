@@ -54,6 +54,7 @@ def test_describe_shows_every_option(tmp_path: Path) -> None:
     assert "stop_at_end" not in shown.stdout
 
 
+@pytest.mark.slow
 def test_describe_suggests_a_name(tmp_path: Path) -> None:
     done = streamflow(tmp_path, "describe", "kafak")
     assert (done.returncode, done.stdout) == (2, "")
@@ -62,6 +63,7 @@ def test_describe_suggests_a_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_schema_is_json(tmp_path: Path) -> None:
     schema = json.loads(streamflow(tmp_path, "schema").stdout)
     assert schema["$schema"].startswith("https://json-schema.org/")
@@ -81,6 +83,7 @@ def test_graph_draws_the_stream_in_order(folder: Path) -> None:
     assert "  n2 --> n3" in lines
 
 
+@pytest.mark.slow
 def test_graph_is_a_picture_with_a_box_for_each_node_and_a_line_for_each_edge(folder: Path) -> None:
     picture = streamflow(folder, "graph", "graph.yaml", "--format", "svg").stdout
     root = ElementTree.fromstring(picture)
@@ -90,6 +93,7 @@ def test_graph_is_a_picture_with_a_box_for_each_node_and_a_line_for_each_edge(fo
     assert len(set(boxes)) == 4
 
 
+@pytest.mark.slow
 def test_config_show_puts_variables_in_and_leaves_secrets_out(folder: Path) -> None:
     done = streamflow(folder, "config", "show", "graph.yaml", "--set", "name=other")
     assert done.returncode == 0
@@ -99,6 +103,7 @@ def test_config_show_puts_variables_in_and_leaves_secrets_out(folder: Path) -> N
     assert "${B_PASSWORD:?" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["graph"], ["config", "show"]])
 def test_what_is_wrong_with_the_file_is_told(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "graph.yaml").write_text("name: g\n", encoding="utf-8")

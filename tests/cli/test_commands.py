@@ -29,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_graph_of_finite_streams_ends_with_0(folder: Path) -> None:
     done = streamflow(folder, "run", "graph.yaml")
     assert (done.returncode, done.stdout) == (0, "")
@@ -36,6 +37,7 @@ def test_a_graph_of_finite_streams_ends_with_0(folder: Path) -> None:
     assert values(folder / "out.jsonl") == ROWS
 
 
+@pytest.mark.slow
 def test_the_report_is_json_on_stdout(folder: Path) -> None:
     done = streamflow(folder, "run", "graph.yaml", "--json")
     report = json.loads(done.stdout)
@@ -46,6 +48,7 @@ def test_the_report_is_json_on_stdout(folder: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_set_stands_before_and_after_the_file(folder: Path) -> None:
     before, after = "sinks.out.path=other.jsonl", "name=renamed"
     done = streamflow(folder, "run", "--set", before, "graph.yaml", "--set", after, "--json")
@@ -55,6 +58,7 @@ def test_set_stands_before_and_after_the_file(folder: Path) -> None:
     assert not (folder / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_graph_runs_from_any_folder(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

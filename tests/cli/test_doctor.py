@@ -86,6 +86,7 @@ def test_a_compiler_that_is_missing_has_a_cure(
     assert findings["plain: learning"]["found"] == "eager: C++ compiler not there"
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_told_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_extensions_are_loaded_and_a_broken_one_is_told_with_its_error(
     assert found["aiokafka's C extension"].found == "there"
 
 
+@pytest.mark.slow
 def test_it_is_told_how_models_would_learn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -255,6 +257,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_it_works_without_torch_and_says_so(tmp_path: Path) -> None:
     write_models(tmp_path)
     done = python(tmp_path, "-c", WITHOUT_TORCH, "doctor", "graph.yaml", "--json")
@@ -268,6 +271,7 @@ def test_it_works_without_torch_and_says_so(tmp_path: Path) -> None:
     assert "pip install torch" in done.stdout
 
 
+@pytest.mark.slow
 def test_packages_that_are_missing_are_told_with_the_command_that_installs_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +283,7 @@ def test_packages_that_are_missing_are_told_with_the_command_that_installs_them(
     assert finding["cure"] == "run: pip install 'streamflow-online[kafka]'"
 
 
+@pytest.mark.slow
 def test_what_a_graph_connects_to_is_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +299,7 @@ def test_what_a_graph_connects_to_is_tried(
     assert findings[f"in: 127.0.0.1:{port}"]["found"].startswith("does not answer: ")
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_built_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

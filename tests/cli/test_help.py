@@ -53,6 +53,7 @@ def shown_on_a_terminal(*arguments: str, **environment: str) -> bytes:
         os.close(terminal)
 
 
+@pytest.mark.slow
 def test_colours_are_for_terminals_and_for_those_who_want_them() -> None:
     assert COLOUR.search(shown_on_a_terminal("run", "--help"))
     assert not COLOUR.search(shown_on_a_terminal("run", "--help", NO_COLOR="1"))

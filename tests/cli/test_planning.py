@@ -82,6 +82,7 @@ def plan(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return run
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_and_nothing_opened(folder: Path) -> None:
     done = streamflow(folder, "plan", "graph.yaml")
     assert (done.returncode, done.stderr) == (0, "")

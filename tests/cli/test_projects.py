@@ -27,6 +27,7 @@ def write(path: Path, rows: list[list[Any]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_new_project_runs_and_its_test_passes(tmp_path: Path) -> None:
     done = streamflow(tmp_path, "new", "load")
     assert (done.returncode, done.stderr) == (0, "")

@@ -78,6 +78,7 @@ def test_the_first_signal_drains(tmp_path: Path, number: signal.Signals, exit_co
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_the_second_signal_aborts_even_a_stuck_computation(tmp_path: Path) -> None:
     with running(tmp_path, STUCK) as (process, pipe):
         os.write(pipe, b'{"n": 1}\n')

@@ -166,6 +166,7 @@ def test_a_computation_that_does_not_return_does_not_hold_up_the_end(
     assert_clean(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_signals", [1, 2])
 def test_a_pipe_that_nobody_empties_does_not_hold_up_the_end(
     tmp_path: Path, num_signals: int
@@ -184,6 +185,7 @@ def test_a_pipe_that_nobody_empties_does_not_hold_up_the_end(
     assert_clean(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_signals", [1, 2])
 def test_a_run_that_learns_ends_with_a_checkpoint_or_at_once(
     tmp_path: Path, num_signals: int

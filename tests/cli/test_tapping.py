@@ -65,6 +65,7 @@ def test_the_first_records_with_all_they_carry(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_model_is_tapped_with_overrides(folder: Path) -> None:
     change = "models.m.optimizer.SGD.lr=0.001"
     done = streamflow(folder, "tap", "graph.yaml", "m", "--set", change)

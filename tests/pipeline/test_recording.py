@@ -213,6 +213,7 @@ def test_buffers_that_a_forward_writes_are_learned_as_eagerly() -> None:
     compare(chain(["linear", "scale", "linear", "scale"], 0), inputs, targets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_place", [False, True])
 def test_recurrent_state_goes_on_inside_a_call(in_place: bool) -> None:
     inputs, targets = stream(8, seed=0)

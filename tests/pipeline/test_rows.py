@@ -122,6 +122,7 @@ class Both(Twice):
         return (x @ self.matrix.t()).tanh() @ self.matrix.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "options"),
     [

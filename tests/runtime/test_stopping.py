@@ -116,6 +116,7 @@ def test_a_checkpoint_under_way_at_a_stop_is_finished() -> None:
     traceless(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["stop", "abort"])
 def test_a_checkpoint_whose_disk_does_not_answer_is_abandoned(ending: str) -> None:
     async def main() -> None:
