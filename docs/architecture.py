@@ -148,6 +148,9 @@ def room(module: str) -> str:
 BESIDE = f"{PIPELINE}/*.py"
 """A box for the files beside the folders of the pipeline, but for that which uses them all."""
 
+ENTRY = {f"{PIPELINE}.{name}" for name in ("admission", "checks", "saving")}
+"""Those of them that know stages, in a box of their own."""
+
 WIDTH, HEIGHT, ASIDE, GAP = 118, 46, 26, 34
 STYLE = """\
 text{font:600 13px system-ui,sans-serif;fill:#24292f;text-anchor:middle}
@@ -177,7 +180,21 @@ def box(module: str, folders: set[str]) -> str:
         return f"{PIPELINE}.pipeline"
     place = room(module)
     is_beside = wing(place) == PIPELINE and place not in folders | {f"{PIPELINE}.pipeline"}
-    return BESIDE if is_beside else place.replace("__main__", "cli")
+    if is_beside:
+        return f"{PIPELINE}/entry" if module in ENTRY else BESIDE
+    return place.replace("__main__", "cli")
+
+
+def is_face(path: Path) -> bool:
+    """Say whether a package's own file does nothing but hand names on."""
+    if path.name != "__init__.py":
+        return False
+    handing_on = ast.Import | ast.ImportFrom | ast.Assign | ast.Expr | ast.If
+    return all(
+        isinstance(node, handing_on)
+        or (isinstance(node, ast.FunctionDef) and node.name in {"__getattr__", "__dir__"})
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+    )
 
 
 def wing(place: str) -> str:
@@ -235,7 +252,12 @@ def picture(root: Path = ROOT) -> str:
     for name, path in modules.items():
         if name != PIPELINE:
             files.setdefault(box(name, folders), []).append(path)
-    pairs = [(one.source, one.target) for one in read_imports(modules) if one.target in modules]
+    faces = {name for name, path in modules.items() if is_face(path) and name != PIPELINE}
+    pairs = [
+        (one.source, one.target)
+        for one in read_imports(modules)
+        if one.target in modules and one.source not in faces
+    ]
     edges = edges_between(files, [(box(a, folders), box(b, folders)) for a, b in pairs])
     if rings := circles(edges):
         message = f"folders: expected no circle of imports, got {rings}; see tests/test_layers.py"
@@ -344,7 +366,9 @@ def boxes(
         lines = f"{hundreds * 100:,} lines"
         size = lines if len(paths) == 1 else f"{len(paths)} files, {lines}"
         told = ", ".join(path.stem for path in paths if path.stem != "__init__")
-        label = "*.py" if name == BESIDE else name.rpartition(".")[2]
+        label = {BESIDE: "*.py", f"{PIPELINE}/entry": "admission …"}.get(
+            name, name.rpartition(".")[2]
+        )
         yield (
             f'<g><title>{told}</title><rect class="box {WINGS[wing(name)]}" x="{x}" y="{y}" '
             f'width="{WIDTH}" height="{HEIGHT}" rx="6"/><text x="{middle}" y="{y + 20}">{label}'

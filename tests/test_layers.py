@@ -4,7 +4,6 @@ Imports inside of functions and for types only count as any other, since a reade
 other. ``docs/architecture.py`` reads the imports, and draws them.
 """
 
-import ast
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from docs.architecture import (
     Import,
     circles,
     edges_between,
+    is_face,
     long_files,
     pipeline_floors,
     read_imports,
@@ -100,20 +100,7 @@ def found(says: Callable[[Import], bool]) -> list[str]:
     return [str(one) for one in IMPORTS if says(one)]
 
 
-def is_face(module: str) -> bool:
-    """Say whether a package's own file does nothing but hand names on."""
-    path = MODULES[module]
-    if path.name != "__init__.py":
-        return False
-    handing_on = ast.Import | ast.ImportFrom | ast.Assign | ast.Expr | ast.If
-    return all(
-        isinstance(node, handing_on)
-        or (isinstance(node, ast.FunctionDef) and node.name in {"__getattr__", "__dir__"})
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-    )
-
-
-FACES = {module for module in MODULES if is_face(module)}
+FACES = {module for module, path in MODULES.items() if is_face(path)}
 FOLDERS = {module for module, path in MODULES.items() if path.name == "__init__.py"} - set(ORDER)
 
 
