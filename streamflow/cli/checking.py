@@ -48,10 +48,11 @@ def read_or_explain(
     """Return the graph, or print what is wrong with it: as lines on stderr, as JSON on stdout."""
     try:
         graph = Graph.from_yaml(file, overrides=_parsed(overrides))
-        if deep and (problems := graph.deep_problems()):
-            raise GraphError(problems)
     except GraphError as error:
         _explain(error, as_json=as_json)
+        return None
+    if deep and (problems := graph.deep_problems()):
+        _explain(GraphError(problems), as_json=as_json)
         return None
     return graph
 

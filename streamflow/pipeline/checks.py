@@ -39,7 +39,11 @@ def classification(loss: Callable[..., Any] | None) -> int | None:
 
 
 def count(tree: Any, where: str) -> int:
-    """Return the number of samples in ``tree``: the leading dimension of all its tensors."""
+    """Return the number of samples in ``tree``: the leading dimension of all its tensors.
+
+    Raises:
+        SampleError: There is none, or tensors differ in it.
+    """
     sizes = [t.shape[0] if t.dim() else -1 for t in trees.tensors(tree)]
     if not sizes or min(sizes) < 0:
         got = "a tensor without dimensions" if sizes else type(tree).__name__
@@ -56,7 +60,11 @@ def count(tree: Any, where: str) -> int:
 
 
 def check_count(found: int, wanted: int, where: str) -> None:
-    """Raise unless there is one entry per sample."""
+    """Check that there is one entry per sample.
+
+    Raises:
+        SampleError: There is not.
+    """
     if found != wanted:
         msg = f"{where}: expected one per sample, {wanted}, got {found}; pass as many as inputs"
         raise SampleError(msg, index=min(found, wanted))
@@ -71,7 +79,11 @@ class Fault:
 
 
 def raise_first(*faults: Fault | None) -> None:
-    """Raise for the fault that comes first in the stream, if there is one."""
+    """Refuse a call for the fault that comes first in the stream, if there is one.
+
+    Raises:
+        SampleError: There is one.
+    """
     found = [fault for fault in faults if fault is not None]
     if found:
         first = min(found, key=lambda fault: fault.index)
@@ -113,7 +125,11 @@ def _first(bad: Tensor, mask: Tensor | None) -> int | None:
 
 
 def learn_mask(learn: Any, num_samples: int, default: bool) -> Tensor:
-    """Return which samples are learned, as a bool tensor on the CPU."""
+    """Return which samples are learned, as a bool tensor (num_samples,) on the CPU.
+
+    Raises:
+        SampleError: They are no bools, or not one per sample.
+    """
     if learn is None:
         return torch.full((num_samples,), default)
     mask = torch.as_tensor(learn, device="cpu")

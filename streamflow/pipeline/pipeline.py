@@ -364,6 +364,10 @@ class Pipeline:
         >>> with pipeline.timeline() as timeline:  # doctest: +SKIP
         ...     pipeline.process(inputs, targets)
         >>> Path("timeline.svg").write_text(timeline.svg())  # doctest: +SKIP
+
+        Raises:
+            OptionError: There are no stages so far.
+            StageError: A stage raised; the pipeline is broken.
         """
         self.drain()
         if self._router is None:
@@ -394,6 +398,9 @@ class Pipeline:
             ``module`` and ``optimizer`` under the names of the caller's module, ``counters``, and
             what else goes on: ``schedulers`` and ``random`` states per stage, ``accumulated``
             gradients, ``recurrent`` states, and the ``cuts``.
+
+        Raises:
+            StageError: The pipeline is broken, or breaks as it is drained.
         """
         if self._failure is not None:
             raise self._failure

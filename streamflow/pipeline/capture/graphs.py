@@ -38,7 +38,11 @@ def restore(module: nn.Module, before: list[list[tuple[dict[str, Any], dict[str,
 
 
 def lift_constants(graph: GraphModule, position: int) -> tuple[GraphModule, list[Tensor]]:
-    """Return a graph that takes as arguments the tensors that this one holds, and these."""
+    """Return a graph that takes as arguments the tensors that this one holds, and these.
+
+    Raises:
+        Unsupported: It writes into one.
+    """
     nodes = list(graph.graph.nodes)
     first_given = [node for node in nodes if node.op == "placeholder"][position]
     constants: list[Tensor] = []

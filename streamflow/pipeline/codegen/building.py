@@ -190,7 +190,12 @@ def _write(graph: GraphModule, written: Sequence[int], by_rows: frozenset[int]) 
 
 
 def compile_request(request: Request) -> None:
-    """Compile into the request's folder, which appears as a whole."""
+    """Compile into the request's folder, which appears as a whole.
+
+    Raises:
+        OSError: It cannot be written.
+        Exception: Whatever the compiler raises, where not even calls of libraries compile.
+    """
     libraries.build(libraries.LINE)
     folder = request.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
