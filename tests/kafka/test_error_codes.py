@@ -98,7 +98,7 @@ async def check_output(address: str, code: int) -> None:
 @pytest.mark.parametrize("api", READING)
 async def test_a_member_of_a_group_reads_and_commits(api: str) -> None:
     async def read(address: str, code: int) -> None:
-        async with reading(address, group=f"group-{code}", session_timeout=0.6) as reader:
+        async with reading(address, group=f"group-{code}", session_timeout=1.5) as reader:
             values, ends = await receive(reader)
             await reader.commit(ends)
             assert values == [1]
@@ -112,7 +112,7 @@ async def test_a_member_of_a_group_reads_and_commits(api: str) -> None:
 
 async def test_a_member_of_a_group_goes_on_when_heartbeats_fail() -> None:
     async def read_while_beating(address: str, code: int) -> None:
-        async with reading(address, group=f"group-{code}", session_timeout=0.6) as reader:
+        async with reading(address, group=f"group-{code}", session_timeout=1.5) as reader:
             for number in range(1000 * code, 1000 * code + 8):
                 await produce(address, "t", [b"%d" % number])
                 values: list[int] = []

@@ -7,6 +7,8 @@ import torch
 
 from streamflow.pipeline.codegen import libraries
 
+# Read before anything runs: torch's compiler sets it where it is not set.
+SET_OUTSIDE = "TORCHINDUCTOR_CACHE_DIR" in os.environ
 CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
 
 
@@ -16,7 +18,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if libraries.find_compiler() is None:
         pytest.skip("no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
-        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        if not SET_OUTSIDE:
             root = tmp_path_factory.getbasetemp()
             root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
             patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(root / "compiled"))
