@@ -43,6 +43,7 @@ class AdmittedBatch:
         self.inputs, self.targets, self.weights = inputs, targets, weights
         self.is_learned, self.keys = is_learned, keys
         self.count = len(is_learned)
+        self._tensors: list[Tensor] | None = None
         self.number = 0
 
     def samples(self, first: int, stop: int) -> list[tuple[Sample, Any]]:
@@ -54,12 +55,14 @@ class AdmittedBatch:
             )
         ]
 
-    @cached_property
+    @property
     def tensors(self) -> list[Tensor]:
         """The tensors of inputs, targets and weights."""
-        weights = [] if self.weights is None else [self.weights]
-        targets = [] if self.targets is None else trees.tensors(self.targets)
-        return [*trees.tensors(self.inputs), *targets, *weights]
+        if self._tensors is None:  # a cached property takes a lock, which a call would feel
+            weights = [] if self.weights is None else [self.weights]
+            targets = [] if self.targets is None else trees.tensors(self.targets)
+            self._tensors = [*trees.tensors(self.inputs), *targets, *weights]
+        return self._tensors
 
     @cached_property
     def _parts(self) -> list[tuple[Any, Any, Tensor | None, bool, Key]]:

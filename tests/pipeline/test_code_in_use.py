@@ -75,6 +75,16 @@ def test_the_code_that_was_made_is_the_code_in_use(
     assert not caplog.records
 
 
+def test_the_compiler_is_of_this_package_whatever_lies_in_the_current_folder(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "streamflow").mkdir()
+    (tmp_path / "streamflow" / "__init__.py").write_text("raise ImportError('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    net = perceptron(5, 3, 1)  # of nobody else, so that it is compiled here
+    assert learned(net, torch.randn(16, 5), torch.randn(16, 1)) == "compiled: own kernels"
+
+
 def test_code_that_is_slower_than_it_should_be_is_told_whenever_it_is_loaded(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

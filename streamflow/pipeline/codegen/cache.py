@@ -138,13 +138,13 @@ class Compiler:
 
 def _process() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM],
+        [sys.executable, "-P", "-c", _PROGRAM],  # whatever lies in the current folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool, which would outlive the process
         },
         start_new_session=True,
